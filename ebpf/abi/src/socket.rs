@@ -14,7 +14,8 @@ pub const SOCKET_VERSION: u8 = 1;
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct SocketRow {
-    /// The socket's address in the kernel; 0 in a free row, 1 while a program writes it.
+    /// The socket's place in the kernel's memory, as its distance in bytes from this map's first row; 0 in a free row,
+    /// 1 while a program writes it.
     pub socket: u64,
     pub cookie: u64,
     /// Where the client wanted to go: IPv6 or IPv4 mapped, network order.

@@ -31,6 +31,7 @@ pub struct NodeInfo {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetStatusResponse {
+    /// Who answers.
     #[prost(message, optional, tag = "1")]
     pub node: ::core::option::Option<NodeInfo>,
     /// What the agent still waits for before it is ready, as `/readyz` lists it; empty once it is ready.
@@ -45,8 +46,10 @@ pub struct GetStatusResponse {
     /// Every map of the agent's, in the order of a draw.
     #[prost(message, repeated, tag = "5")]
     pub maps: ::prost::alloc::vec::Vec<MapUsage>,
+    /// How far the kernel is from what it should hold.
     #[prost(message, optional, tag = "6")]
     pub reconcile: ::core::option::Option<Reconcile>,
+    /// Where the datapath sits.
     #[prost(message, optional, tag = "7")]
     pub kernel: ::core::option::Option<Kernel>,
 }
@@ -59,9 +62,10 @@ pub struct Source {
     /// Files that are read now.
     #[prost(uint64, tag = "2")]
     pub files: u64,
-    /// Services and endpoints that the store holds from this source.
+    /// Services that the store holds from this source.
     #[prost(uint64, tag = "3")]
     pub services: u64,
+    /// Endpoints that the store holds from this source.
     #[prost(uint64, tag = "4")]
     pub endpoints: u64,
     /// True once its first list was complete: before that nothing of it is pruned.
@@ -76,14 +80,17 @@ pub struct Source {
     /// Since it cannot be read; absent if it can.
     #[prost(double, optional, tag = "8")]
     pub unreadable_seconds: ::core::option::Option<f64>,
+    /// What is wrong with its objects, by place.
     #[prost(message, repeated, tag = "9")]
     pub problems: ::prost::alloc::vec::Vec<Problem>,
+    /// Objects that are read and not used, by kind.
     #[prost(message, repeated, tag = "10")]
     pub unknown_kinds: ::prost::alloc::vec::Vec<UnknownKind>,
 }
 /// What is wrong with, or not done for, something that a user wrote.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Problem {
+    /// How bad it is.
     #[prost(enumeration = "ProblemKind", tag = "1")]
     pub kind: i32,
     /// File and line, `backend.yaml:9`; empty if none.
@@ -95,6 +102,7 @@ pub struct Problem {
     /// Path of the field, `spec.ports\[0\].port`; empty if none.
     #[prost(string, tag = "4")]
     pub field: ::prost::alloc::string::String,
+    /// One sentence, with the way out.
     #[prost(string, tag = "5")]
     pub message: ::prost::alloc::string::String,
     /// Since it was first seen; absent if not known.
@@ -107,8 +115,10 @@ pub struct UnknownKind {
     /// `apps/v1`; `v1` for the core group.
     #[prost(string, tag = "1")]
     pub api_version: ::prost::alloc::string::String,
+    /// `Deployment`.
     #[prost(string, tag = "2")]
     pub kind: ::prost::alloc::string::String,
+    /// How many there are.
     #[prost(uint64, tag = "3")]
     pub objects: u64,
 }
@@ -144,6 +154,7 @@ pub struct ForeignProgram {
     /// The kernel's name for it (at most 15 characters); empty if it has none.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+    /// As `Program.program_id`.
     #[prost(uint32, tag = "2")]
     pub program_id: u32,
     /// As `Program.position`.
@@ -156,6 +167,7 @@ pub struct ForeignProgram {
 /// How full a map is, and what it costs.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MapUsage {
+    /// Its name, as `bpftool map` shows it.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
     /// The map's id, as `bpftool map` shows it; absent if it is not there.
@@ -220,6 +232,7 @@ pub struct FailingRow {
     /// Since its first failure.
     #[prost(double, tag = "5")]
     pub age_seconds: f64,
+    /// Writes of this row that failed in a row.
     #[prost(uint64, tag = "6")]
     pub tries: u64,
     /// Until the next try; absent if one is under way.
@@ -247,6 +260,7 @@ pub struct Kernel {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetClusterMeshResponse {
+    /// Who answers.
     #[prost(message, optional, tag = "1")]
     pub node: ::core::option::Option<NodeInfo>,
     /// The stream from this cluster's own mesh server; absent if the agent was given none (`--mesh`).
@@ -267,6 +281,7 @@ pub struct Feed {
     /// As given to `--mesh`: `10.1.0.2:4260`, `unix:/run/isthmus/mesh.sock`.
     #[prost(string, tag = "1")]
     pub server: ::prost::alloc::string::String,
+    /// How the stream stands.
     #[prost(enumeration = "FeedState", tag = "2")]
     pub state: i32,
     /// Since it is in this state.
@@ -284,16 +299,14 @@ pub struct Feed {
     /// What last went wrong; absent if nothing did since it was last well.
     #[prost(message, optional, tag = "7")]
     pub last_error: ::core::option::Option<LinkError>,
-    /// Where peers reach this cluster's mesh server, `10.1.0.2:4260`; empty if not known.
-    #[prost(string, tag = "8")]
-    pub peer_endpoint: ::prost::alloc::string::String,
     /// This agent's certificate; absent on a unix socket.
-    #[prost(message, optional, tag = "9")]
+    #[prost(message, optional, tag = "8")]
     pub certificate: ::core::option::Option<Certificate>,
 }
 /// Another cluster.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Peer {
+    /// The link's name, which is the cluster's.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
     /// Its cluster id; absent until it said so.
@@ -323,77 +336,50 @@ pub struct Peer {
     /// True once its first snapshot was complete: before that nothing of it is pruned.
     #[prost(bool, tag = "10")]
     pub complete: bool,
-    /// Services and endpoints that this node holds of it.
+    /// Services that this node holds of it.
     #[prost(uint64, tag = "11")]
     pub services: u64,
+    /// Endpoints that this node holds of it.
     #[prost(uint64, tag = "12")]
     pub endpoints: u64,
-    /// Where our mesh server tries to reach it, `10.2.0.2:4260`.
-    #[prost(string, repeated, tag = "13")]
-    pub endpoints_tried: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// What last went wrong on the link; absent if nothing did since it was last well.
+    /// Where our mesh server tries to reach it, `10.2.0.2:4260`; empty if not known.
+    #[prost(string, tag = "13")]
+    pub endpoint: ::prost::alloc::string::String,
+    /// What last went wrong on the link; absent if nothing did since it was last well. With `PEER_STATE_REFUSED` it is the
+    /// reason, with the names of both clusters if one of them took the other's.
     #[prost(message, optional, tag = "14")]
     pub last_error: ::core::option::Option<LinkError>,
     /// Until its rows are dropped (`--cluster-ttl`); absent unless that clock runs.
     #[prost(double, optional, tag = "15")]
     pub dropped_in_seconds: ::core::option::Option<f64>,
-    /// With `PEER_STATE_REFUSED`: why, with the names of both clusters if it is a duplicate.
-    #[prost(string, tag = "16")]
-    pub refused_because: ::prost::alloc::string::String,
-    /// A deletion that is held back because it is suspiciously large; absent if there is none.
-    #[prost(message, optional, tag = "17")]
-    pub quarantine: ::core::option::Option<Quarantine>,
-    /// Rows that the peer had no right to say, or that were one too many, by reason.
-    #[prost(message, repeated, tag = "18")]
-    pub refused_rows: ::prost::alloc::vec::Vec<RefusedRows>,
+    /// Rows that it sent and had no right to say, since our mesh server started.
+    #[prost(uint64, tag = "16")]
+    pub refused_rows: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LinkError {
-    #[prost(enumeration = "LinkErrorKind", tag = "1")]
-    pub kind: i32,
-    /// `heartbeat timed out`.
-    #[prost(string, tag = "2")]
+    /// What happened and the way out: `10.2.0.2:4260 does not answer TCP: firewall, route, or mesh server down?`.
+    #[prost(string, tag = "1")]
     pub text: ::prost::alloc::string::String,
     /// Since it last happened.
-    #[prost(double, tag = "3")]
+    #[prost(double, tag = "2")]
     pub age_seconds: f64,
     /// Tries in a row that failed, this one included.
-    #[prost(uint64, tag = "4")]
+    #[prost(uint64, tag = "3")]
     pub tries: u64,
-    /// The address tried, `10.2.0.2:4260`; empty if none.
-    #[prost(string, tag = "5")]
-    pub endpoint: ::prost::alloc::string::String,
-}
-#[derive(Clone, Copy, PartialEq, ::prost::Message)]
-pub struct Quarantine {
-    /// Rows that the peer's last list does not name.
-    #[prost(uint64, tag = "1")]
-    pub rows: u64,
-    /// Rows of the peer that are held in all.
-    #[prost(uint64, tag = "2")]
-    pub of_rows: u64,
-    /// Until the deletion is believed.
-    #[prost(double, tag = "3")]
-    pub ends_in_seconds: f64,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RefusedRows {
-    /// The rule that they break: `address outside the link's CIDRs`.
-    #[prost(string, tag = "1")]
-    pub reason: ::prost::alloc::string::String,
-    #[prost(uint64, tag = "2")]
-    pub rows: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Certificate {
     /// The DNS name that it is for, `agent.east.mesh.isthmus.dev`.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+    /// When it ends.
     #[prost(int64, tag = "2")]
     pub not_after_unix_seconds: i64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListServicesResponse {
+    /// Who answers.
     #[prost(message, optional, tag = "1")]
     pub node: ::core::option::Option<NodeInfo>,
     /// By service, then port, then address.
@@ -443,6 +429,7 @@ pub struct Frontend {
 /// A backend behind a frontend, used or not.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServiceBackend {
+    /// IPv4 or IPv6, as people write it.
     #[prost(string, tag = "1")]
     pub address: ::prost::alloc::string::String,
     /// 1..65535.
@@ -451,6 +438,7 @@ pub struct ServiceBackend {
     /// Name of its cluster.
     #[prost(string, tag = "3")]
     pub cluster: ::prost::alloc::string::String,
+    /// Id of its cluster.
     #[prost(uint32, tag = "4")]
     pub cluster_id: u32,
     /// True if it is of this node's own cluster.
@@ -462,6 +450,7 @@ pub struct ServiceBackend {
     /// Empty if not known.
     #[prost(string, tag = "7")]
     pub zone: ::prost::alloc::string::String,
+    /// Can it take connections?
     #[prost(enumeration = "BackendState", tag = "8")]
     pub state: i32,
     /// Why the state is not active, `Pod condition`; empty if it is.
@@ -479,9 +468,10 @@ pub struct ServiceBackend {
     /// True if new connections are drawn from its tier now.
     #[prost(bool, tag = "13")]
     pub preferred: bool,
-    /// Slots that it has in its tier, of `tier_slots`: its share of the tier's connections. Absent without a tier.
+    /// Slots that it has in its tier: with `tier_slots` its share of the tier's connections. Absent without a tier.
     #[prost(uint32, optional, tag = "14")]
     pub slots: ::core::option::Option<u32>,
+    /// All slots of its tier. Absent without a tier.
     #[prost(uint32, optional, tag = "15")]
     pub tier_slots: ::core::option::Option<u32>,
     /// Its row in `backends`; absent if it has none.
@@ -493,6 +483,7 @@ pub struct ServiceBackend {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DumpLbResponse {
+    /// Who answers.
     #[prost(message, optional, tag = "1")]
     pub node: ::core::option::Option<NodeInfo>,
     /// Rows of `frontends4` and `frontends6`.
@@ -510,6 +501,7 @@ pub struct DumpLbResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LbFrontend {
+    /// IPv4 or IPv6, as people write it.
     #[prost(string, tag = "1")]
     pub address: ::prost::alloc::string::String,
     /// In host order. 0 in the row that marks an address as a service's own, whatever the port.
@@ -544,6 +536,7 @@ pub struct LbBackend {
     /// Its index in `backends`.
     #[prost(uint32, tag = "1")]
     pub id: u32,
+    /// IPv4 or IPv6, as people write it.
     #[prost(string, tag = "2")]
     pub address: ::prost::alloc::string::String,
     /// In host order.
@@ -573,6 +566,7 @@ pub struct LbCounter {
     /// `refused_no_backend`.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
+    /// Since the map was made.
     #[prost(uint64, tag = "3")]
     pub value: u64,
 }
@@ -617,6 +611,7 @@ pub enum FeedState {
     Unspecified = 0,
     /// Never connected since the agent started, and trying.
     Connecting = 1,
+    /// Connected and heard.
     Connected = 2,
     /// It was connected, and is not. What was known of peers stays, and their staleness is not counted.
     Lost = 3,
@@ -651,12 +646,13 @@ pub enum PeerState {
     Unspecified = 0,
     /// Linked, and not heard yet.
     Connecting = 1,
+    /// Linked and heard.
     Connected = 2,
     /// Silent for longer than `--peer-stale-after`: its backends serve only when nothing else does.
     Stale = 3,
     /// Silent for longer than `--cluster-ttl`: its rows are gone.
     Dropped = 4,
-    /// Reached and turned away: its name or id is another's, or not what the link says.
+    /// Reached, and turned down by one side: trust, name, id or version.
     Refused = 5,
 }
 impl PeerState {
@@ -689,56 +685,9 @@ impl PeerState {
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
-pub enum LinkErrorKind {
-    /// None of those below: the text says all.
-    Unspecified = 0,
-    /// No answer to TCP at all.
-    NoAnswer = 1,
-    /// TCP refused: the host answers, nothing listens.
-    Refused = 2,
-    /// The name of the host has no address.
-    NameNotFound = 3,
-    /// A certificate is expired, unknown or made for another name.
-    Certificate = 4,
-    /// An open connection fell silent.
-    Silent = 5,
-    /// The other side closed the stream, or said something that the protocol does not allow.
-    Protocol = 6,
-}
-impl LinkErrorKind {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "LINK_ERROR_KIND_UNSPECIFIED",
-            Self::NoAnswer => "LINK_ERROR_KIND_NO_ANSWER",
-            Self::Refused => "LINK_ERROR_KIND_REFUSED",
-            Self::NameNotFound => "LINK_ERROR_KIND_NAME_NOT_FOUND",
-            Self::Certificate => "LINK_ERROR_KIND_CERTIFICATE",
-            Self::Silent => "LINK_ERROR_KIND_SILENT",
-            Self::Protocol => "LINK_ERROR_KIND_PROTOCOL",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "LINK_ERROR_KIND_UNSPECIFIED" => Some(Self::Unspecified),
-            "LINK_ERROR_KIND_NO_ANSWER" => Some(Self::NoAnswer),
-            "LINK_ERROR_KIND_REFUSED" => Some(Self::Refused),
-            "LINK_ERROR_KIND_NAME_NOT_FOUND" => Some(Self::NameNotFound),
-            "LINK_ERROR_KIND_CERTIFICATE" => Some(Self::Certificate),
-            "LINK_ERROR_KIND_SILENT" => Some(Self::Silent),
-            "LINK_ERROR_KIND_PROTOCOL" => Some(Self::Protocol),
-            _ => None,
-        }
-    }
-}
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
 pub enum BackendState {
     Unspecified = 0,
+    /// Takes connections.
     Active = 1,
     /// On its way out and still answering: used when nothing ready is left.
     Terminating = 2,

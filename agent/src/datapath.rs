@@ -1,0 +1,465 @@
+//! The kernel's side: what is loaded, pinned and attached. The only place with `unsafe` and aya.
+//!
+//! Layout below the agent's directory in bpffs: `v<ABI>-<sizes>/` holds the maps of one version, `links/` the links,
+//! and beside them stand the two maps of what sockets remember, which outlive every version.
+
+mod cgroup;
+mod plan;
+mod sys;
+mod tables;
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::programs::CgroupSockAddr;
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use isthmus_abi::{
+    BackendRow, ClientWord, Counter, Frontend4Key, FrontendValue, NetPort, Ring, ScopeProtocol, Slot, client,
+};
+use isthmus_core::table::{TableBackend, TableError, Tables};
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use tracing::{debug, info, warn};
+use zerocopy::IntoBytes;
+
+pub use cgroup::{CgroupError, probe_connect};
+pub use plan::{DatapathConfig, Lifetime, LoadPlan, MapPlan, MapSizes, ProgramPlan, TooManyCidrs, VERSION_PREFIX};
+pub use sys::grace_period;
+pub use tables::{KernelHash, MappedArray};
+
+use cgroup::Cgroup;
+
+/// The programs and maps, as built.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.o"));
+
+/// An address of TEST-NET-1 (RFC 5737): nobody's service. The probe's frontend for a moment.
+const PROBE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
+
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    #[error("{0} is not in a bpffs, and mounting one at /sys/fs/bpf was refused: {1}; run as root, in the host's mount namespace")]
+    NoBpffs(PathBuf, io::Error),
+    #[error("{path}: {cause}")]
+    Path { path: PathBuf, cause: io::Error },
+    #[error("the kernel refused the programs: {0}; Linux 6.1 or newer is needed, and CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
+    Load(String),
+    #[error("map {name}: {cause}")]
+    Map { name: &'static str, cause: io::Error },
+    #[error("program {name}: {operation} refused by the kernel: {cause}")]
+    Attach { name: &'static str, operation: &'static str, cause: io::Error },
+    #[error("cannot tell this network namespace's cookie: {0}")]
+    NetnsCookie(io::Error),
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Config(#[from] TooManyCidrs),
+    #[error("this kernel has no global memory barrier (membarrier: {0}), as with nohz_full: freed rows could never be used again")]
+    NoGrace(io::Error),
+}
+
+/// A program on one of our hooks, in the order in which a call meets them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HookProgram {
+    pub id: u32,
+    pub name: String,
+    /// The link, if the program is ours.
+    pub link_id: Option<u32>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hook {
+    pub name: &'static str,
+    pub programs: Vec<HookProgram>,
+}
+
+impl Hook {
+    /// Foreign programs that see a call before ours does. One that translates services hides them from us.
+    pub fn foreign_before(&self) -> impl Iterator<Item = &HookProgram> {
+        self.programs.iter().take_while(|program| program.link_id.is_none()).filter(|_| self.is_attached())
+    }
+
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        self.programs.iter().any(|program| program.link_id.is_some())
+    }
+}
+
+/// A map, as the kernel has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MapUse {
+    pub name: &'static str,
+    pub id: u32,
+    pub capacity: u32,
+    /// Bytes that the kernel charges for it.
+    pub memlock: u64,
+}
+
+/// The loaded datapath of one agent.
+#[derive(Debug)]
+pub struct Datapath {
+    plan: LoadPlan,
+    cgroup: Cgroup,
+    ebpf: Ebpf,
+    /// In the plan's order.
+    maps: Vec<OwnedFd>,
+    /// In the plan's order; `None` where not attached.
+    links: Vec<Option<OwnedFd>>,
+    adopted: bool,
+}
+
+impl Datapath {
+    /// Opens or creates the maps and loads the programs. Attaches nothing: see [`Self::attach`].
+    ///
+    /// # Errors
+    /// [`DatapathError`]; what was pinned before stays as it was.
+    pub fn open(config: &DatapathConfig) -> Result<Self, DatapathError> {
+        grace_period().map_err(DatapathError::NoGrace)?;
+        ensure_bpffs(&config.bpffs)?;
+        let plan = LoadPlan::new(&config.bpffs, config.sizes);
+        for dir in [&plan.version_dir, &plan.links_dir] {
+            fs::create_dir_all(dir).map_err(|cause| DatapathError::Path { path: dir.clone(), cause })?;
+        }
+        let cgroup = Cgroup::find(config.cgroup.as_deref())?;
+        let ebpf = load(&plan)?;
+        let maps = plan.maps.iter().map(open_map).collect::<Result<Vec<_>, _>>()?;
+        let links = plan
+            .programs
+            .iter()
+            .map(|program| {
+                sys::obj_get(&program.pin).map_err(|cause| DatapathError::Path { path: program.pin.clone(), cause })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut datapath = Self { plan, cgroup, ebpf, maps, links, adopted: false };
+        datapath.adopted = datapath.links_use_our_maps();
+        datapath.write_settings(config)?;
+        Ok(datapath)
+    }
+
+    /// Whether attached programs of an earlier agent already use these maps: then what is in them is being served.
+    #[must_use]
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    #[must_use]
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup.path
+    }
+
+    #[must_use]
+    pub fn plan(&self) -> &LoadPlan {
+        &self.plan
+    }
+
+    /// Opens the tables that reconciliation writes.
+    ///
+    /// # Errors
+    /// If the kernel does not map an array into this process.
+    pub fn tables(&self) -> Result<Tables, DatapathError> {
+        const SERVICES: &str = "--lb-services-max";
+        Ok(Tables {
+            frontends4: Box::new(self.hash("frontends4", SERVICES)?),
+            frontends6: Box::new(self.hash("frontends6", SERVICES)?),
+            rings: Box::new(self.array::<Ring>("rings")?),
+            slots: Box::new(self.array::<Slot>("slots")?),
+            backends: Box::new(self.array::<BackendRow>("backends")?),
+            backend_connects: Box::new(self.array::<u64>("backend_connects")?),
+        })
+    }
+
+    /// A second view of a mapped array, for reading beside the reconciler.
+    ///
+    /// # Errors
+    /// If there is no such map, or its rows are not `V` by size.
+    pub fn array<V>(&self, name: &'static str) -> Result<MappedArray<V>, DatapathError> {
+        MappedArray::new(self.map(name)?, name).map_err(|cause| DatapathError::Map { name, cause })
+    }
+
+    /// A view of a hash.
+    ///
+    /// # Errors
+    /// As [`Self::array`].
+    pub fn hash<K, V>(&self, name: &'static str, flag: &'static str) -> Result<KernelHash<K, V>, DatapathError> {
+        let failed = |cause| DatapathError::Map { name, cause };
+        KernelHash::new(self.map(name)?.try_clone().map_err(failed)?, name, flag).map_err(failed)
+    }
+
+    /// Sums of the programs' counters, in the order of [`Counter::ALL`].
+    ///
+    /// # Errors
+    /// If the kernel refuses the read.
+    pub fn counters(&self) -> Result<Vec<u64>, DatapathError> {
+        const NAME: &str = "counters";
+        tables::read_counters(self.map(NAME)?, Counter::COUNT)
+            .map_err(|cause| DatapathError::Map { name: NAME, cause })
+    }
+
+    /// Attaches the programs, or puts them in the place of an earlier agent's, each swap atomic; proves that the hook
+    /// sees a socket in another cgroup; then removes maps of other versions, which nothing uses any more.
+    ///
+    /// # Errors
+    /// [`DatapathError`]; hooks that were served before stay served, by the old program or the new one.
+    pub fn attach(&mut self) -> Result<(), DatapathError> {
+        for (program, link) in self.plan.programs.iter().zip(&mut self.links) {
+            let name = program.name;
+            let refused = |operation| move |cause| DatapathError::Attach { name, operation, cause };
+            let loaded: &CgroupSockAddr = self
+                .ebpf
+                .program(name)
+                .and_then(|loaded| loaded.try_into().ok())
+                .ok_or_else(|| DatapathError::Load(format!("the object has no program {name}")))?;
+            let fd = loaded.fd().map_err(|error| DatapathError::Load(error.to_string()))?;
+            if let Some(link) = link {
+                match sys::link_update(link.as_fd(), fd.as_fd()) {
+                    Ok(()) => continue,
+                    // The cgroup was removed under the link: it holds nothing any more.
+                    Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+                        fs::remove_file(&program.pin).map_err(refused("unpin a dead link"))?;
+                    }
+                    Err(error) => return Err(refused("link update")(error)),
+                }
+            }
+            let created = sys::link_create(fd.as_fd(), self.cgroup.fd.as_fd(), program.attach_type)
+                .map_err(refused("attach"))?;
+            sys::obj_pin(created.as_fd(), &program.pin).map_err(refused("pin"))?;
+            *link = Some(created);
+        }
+        self.prove()?;
+        self.remove_other_versions();
+        self.adopted = true;
+        Ok(())
+    }
+
+    /// Programs on each hook, ours and others'.
+    #[must_use]
+    pub fn hooks(&self) -> Vec<Hook> {
+        self.plan
+            .programs
+            .iter()
+            .zip(&self.links)
+            .map(|(program, link)| {
+                let ours = link.as_ref().and_then(|link| sys::link_info(link.as_fd()).ok());
+                let ids = sys::prog_query_effective(self.cgroup.fd.as_fd(), program.attach_type).unwrap_or_default();
+                let programs = ids
+                    .into_iter()
+                    .map(|id| HookProgram {
+                        id,
+                        name: sys::prog_by_id(id)
+                            .and_then(|fd| sys::prog_info(fd.as_fd()))
+                            .map_or_else(|error| error.to_string(), |program| program.name),
+                        link_id: ours.filter(|ours| ours.program_id == id).map(|ours| ours.id),
+                    })
+                    .collect();
+                Hook { name: program.name, programs }
+            })
+            .collect()
+    }
+
+    /// The maps, with what the kernel charges for them.
+    #[must_use]
+    pub fn map_uses(&self) -> Vec<MapUse> {
+        self.plan
+            .maps
+            .iter()
+            .zip(&self.maps)
+            .filter_map(|(plan, map)| {
+                let info = sys::map_info(map.as_fd()).ok()?;
+                Some(MapUse { name: plan.name, id: info.id, capacity: info.max_entries, memlock: memlock(map) })
+            })
+            .collect()
+    }
+
+    /// Verified instructions by program: what the verifier walked, an exact number for a kernel and a build.
+    #[must_use]
+    pub fn verified_instructions(&self) -> Vec<(&'static str, u32)> {
+        self.plan
+            .programs
+            .iter()
+            .filter_map(|plan| {
+                let program: &CgroupSockAddr = self.ebpf.program(plan.name)?.try_into().ok()?;
+                Some((plan.name, program.info().ok()?.verified_instruction_count()?))
+            })
+            .collect()
+    }
+
+    fn map(&self, name: &'static str) -> Result<&OwnedFd, DatapathError> {
+        let place = self.plan.maps.iter().position(|map| map.name == name);
+        place.map(|place| &self.maps[place]).ok_or_else(|| DatapathError::Map {
+            name,
+            cause: io::Error::from(io::ErrorKind::NotFound),
+        })
+    }
+
+    fn links_use_our_maps(&self) -> bool {
+        let Ok(rings) = self.map("rings").and_then(|map| {
+            sys::map_info(map.as_fd()).map_err(|cause| DatapathError::Map { name: "rings", cause })
+        }) else {
+            return false;
+        };
+        self.plan.programs.iter().zip(&self.links).filter(|(plan, _)| plan.name.starts_with("connect")).all(
+            |(_, link)| {
+                let program = link.as_ref().and_then(|link| {
+                    let id = sys::link_info(link.as_fd()).ok()?.program_id;
+                    sys::prog_info(sys::prog_by_id(id).ok()?.as_fd()).ok()
+                });
+                program.is_some_and(|program| program.map_ids.contains(&rings.id))
+            },
+        )
+    }
+
+    fn write_settings(&self, config: &DatapathConfig) -> Result<(), DatapathError> {
+        let failed = |name| move |cause| DatapathError::Map { name, cause };
+        let settings = plan::settings(config)?;
+        if !config.translate_pods {
+            let cookie = netns_cookie().map_err(DatapathError::NetnsCookie)?;
+            let word = ClientWord { scope: client::TRANSLATE, reserved: 0 };
+            sys::map_update(self.map("clients")?.as_fd(), cookie.as_bytes(), word.as_bytes(), sys::ANY)
+                .map_err(failed("clients"))?;
+        }
+        sys::map_update(self.map("settings")?.as_fd(), 0_u32.as_bytes(), settings.as_bytes(), sys::ANY)
+            .map_err(failed("settings"))
+    }
+
+    /// For a moment there is a frontend without a ring, and a process in another cgroup that must be refused by it.
+    fn prove(&self) -> Result<(), DatapathError> {
+        let mut frontends: KernelHash<Frontend4Key, FrontendValue> = self.hash("frontends4", "")?;
+        let (address, port) = PROBE;
+        let key = Frontend4Key {
+            address: u32::from(address).to_be(),
+            port: NetPort::from_host(port),
+            scope_protocol: ScopeProtocol::new(0, ScopeProtocol::UDP),
+        };
+        frontends.remove(key)?;
+        frontends.put(key, FrontendValue { service: u32::MAX, reserved: 0 })?;
+        let proof = self.cgroup.prove(SocketAddr::from(PROBE));
+        frontends.remove(key)?;
+        grace_period().map_err(DatapathError::NoGrace)?;
+        Ok(proof?)
+    }
+
+    fn remove_other_versions(&self) {
+        let Some(parent) = self.plan.version_dir.parent() else { return };
+        let Ok(entries) = fs::read_dir(parent) else { return };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let version = name.strip_prefix(VERSION_PREFIX).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+            if version && path != self.plan.version_dir {
+                match fs::remove_dir_all(&path) {
+                    Ok(()) => info!(path = %path.display(), "removed the maps of an earlier version"),
+                    Err(error) => warn!(path = %path.display(), %error, "cannot remove the maps of an earlier version"),
+                }
+            }
+        }
+    }
+}
+
+/// Detaches and unpins everything below `bpffs`. Returns how many pins there were.
+///
+/// # Errors
+/// If a pin cannot be removed.
+pub fn cleanup(bpffs: &Path) -> io::Result<usize> {
+    fn remove(dir: &Path) -> io::Result<usize> {
+        let mut pins = 0;
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                pins += remove(&entry.path())?;
+            } else {
+                fs::remove_file(entry.path())?;
+                pins += 1;
+            }
+        }
+        fs::remove_dir(dir)?;
+        Ok(pins)
+    }
+    if !bpffs.exists() {
+        return Ok(0);
+    }
+    // Links first: a hook must not run with half of its maps' names gone.
+    let links = bpffs.join("links");
+    let detached = if links.exists() { remove(&links)? } else { 0 };
+    Ok(detached + remove(bpffs)?)
+}
+
+/// A descriptor of every map that the plan names, by its pin.
+fn open_map(plan: &MapPlan) -> Result<OwnedFd, DatapathError> {
+    let failed = |cause| DatapathError::Map { name: plan.name, cause };
+    sys::obj_get(&plan.pin).map_err(failed)?.ok_or_else(|| failed(io::Error::from(io::ErrorKind::NotFound)))
+}
+
+/// Creates or adopts the pinned maps, and loads the programs against them.
+fn load(plan: &LoadPlan) -> Result<Ebpf, DatapathError> {
+    let refused = |error: &dyn std::error::Error| {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        DatapathError::Load(text)
+    };
+    let mut loader = EbpfLoader::new();
+    loader.verifier_log_level(VerifierLogLevel::STATS);
+    for map in &plan.maps {
+        loader.map_pin_path(map.name, map.pin.as_path());
+        if let Some(entries) = map.max_entries {
+            loader.map_max_entries(map.name, entries);
+        }
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(|error| refused(&error))?;
+    for program in &plan.programs {
+        let loaded: &mut CgroupSockAddr = ebpf
+            .program_mut(program.name)
+            .and_then(|loaded| loaded.try_into().ok())
+            .ok_or_else(|| DatapathError::Load(format!("the object has no program {}", program.name)))?;
+        loaded.load().map_err(|error| refused(&error))?;
+        debug!(program = program.name, "verified and loaded");
+    }
+    Ok(ebpf)
+}
+
+fn ensure_bpffs(dir: &Path) -> Result<(), DatapathError> {
+    const ROOT: &str = "/sys/fs/bpf";
+    let is_bpffs = |path: &Path| {
+        path.ancestors().find(|path| path.exists()).and_then(|path| statfs(path).ok()).is_some_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+    };
+    if !is_bpffs(dir) && dir.starts_with(ROOT) {
+        mount(Some("bpf"), ROOT, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+            .map_err(|errno| DatapathError::NoBpffs(dir.to_owned(), errno.into()))?;
+        info!("mounted bpffs at {ROOT}");
+    }
+    if is_bpffs(dir) {
+        return Ok(());
+    }
+    Err(DatapathError::NoBpffs(dir.to_owned(), io::Error::other("another file system is there")))
+}
+
+/// The cookie of this thread's network namespace.
+fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let mut cookie = 0_u64;
+    let mut len = libc::socklen_t::try_from(size_of::<u64>()).expect("eight");
+    // SAFETY: the option writes at most `len` bytes to `cookie` (since Linux 5.14).
+    let result = unsafe {
+        libc::getsockopt(
+            std::os::fd::AsRawFd::as_raw_fd(&socket),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `memlock:` of the map's descriptor (proc_pid_fdinfo(5)); 0 if the kernel does not say.
+fn memlock(map: &OwnedFd) -> u64 {
+    let path = format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(map));
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok()).unwrap_or(0)
+}

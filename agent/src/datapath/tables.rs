@@ -1,0 +1,230 @@
+//! The kernel's side of [`TableBackend`]: hashes by system call, arrays by memory that the kernel shares.
+
+use std::fs;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use isthmus_core::table::{TableBackend, TableError};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::sys;
+
+/// A BPF hash.
+#[derive(Debug)]
+pub struct KernelHash<K, V> {
+    map: OwnedFd,
+    name: &'static str,
+    flag: &'static str,
+    capacity: u32,
+    rows: PhantomData<fn(K) -> V>,
+}
+
+impl<K, V> KernelHash<K, V> {
+    /// `flag` is the option that sizes the map.
+    ///
+    /// # Errors
+    /// If the descriptor is no map, or its rows are not `K` and `V` by size.
+    pub fn new(map: OwnedFd, name: &'static str, flag: &'static str) -> io::Result<Self> {
+        let info = sys::map_info(map.as_fd())?;
+        check_size(name, info.key_size, size_of::<K>())?;
+        check_size(name, info.value_size, size_of::<V>())?;
+        Ok(Self { map, name, flag, capacity: info.max_entries, rows: PhantomData })
+    }
+}
+
+fn check_size(name: &str, kernel: u32, ours: usize) -> io::Result<()> {
+    if kernel as usize == ours {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("map {name} has rows of {kernel} bytes where this agent has {ours}")))
+}
+
+impl<K, V> TableBackend<K, V> for KernelHash<K, V>
+where
+    K: IntoBytes + FromBytes + Immutable,
+    V: IntoBytes + FromBytes + Immutable,
+{
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    fn put(&mut self, key: K, value: V) -> Result<(), TableError> {
+        sys::map_update(self.map.as_fd(), key.as_bytes(), value.as_bytes(), sys::NO_EXIST).map_err(|error| {
+            match error.raw_os_error() {
+                Some(libc::E2BIG | libc::ENOMEM) => {
+                    TableError::Full { table: self.name, capacity: self.capacity, flag: self.flag }
+                }
+                _ => refused(self.name, "insert", &error),
+            }
+        })
+    }
+
+    fn remove(&mut self, key: K) -> Result<(), TableError> {
+        sys::map_delete(self.map.as_fd(), key.as_bytes()).map(drop).map_err(|error| refused(self.name, "delete", &error))
+    }
+
+    fn for_each(&self, visit: &mut dyn FnMut(K, V)) -> Result<(), TableError> {
+        let mut last: Option<K> = None;
+        let mut next = K::new_zeroed();
+        let failed = |error: io::Error| refused(self.name, "read", &error);
+        while sys::map_next_key(self.map.as_fd(), last.as_ref().map(IntoBytes::as_bytes), next.as_mut_bytes())
+            .map_err(failed)?
+        {
+            let mut value = V::new_zeroed();
+            if sys::map_lookup(self.map.as_fd(), next.as_bytes(), value.as_mut_bytes()).map_err(failed)? {
+                let mut key = K::new_zeroed();
+                key.as_mut_bytes().copy_from_slice(next.as_bytes());
+                visit(key, value);
+            }
+            last = Some(std::mem::replace(&mut next, K::new_zeroed()));
+        }
+        Ok(())
+    }
+}
+
+fn refused(table: &'static str, operation: &'static str, error: &io::Error) -> TableError {
+    TableError::KernelRefused { table, operation, cause: error.to_string() }
+}
+
+/// A BPF array, mapped into this process (`BPF_F_MMAPABLE`): a write is a store.
+///
+/// Rows are made of 64-bit words, each stored whole, the last one last: a reader that finds a row's last word
+/// complete finds all of it.
+#[derive(Debug)]
+pub struct MappedArray<V> {
+    rows: NonNull<AtomicU64>,
+    bytes: usize,
+    name: &'static str,
+    capacity: u32,
+    kind: PhantomData<fn() -> V>,
+}
+
+// SAFETY: the memory is shared with the kernel anyway; every access is an atomic one.
+unsafe impl<V> Send for MappedArray<V> {}
+// SAFETY: as above.
+unsafe impl<V> Sync for MappedArray<V> {}
+
+impl<V> MappedArray<V> {
+    const WORDS: usize = size_of::<V>() / 8;
+
+    /// # Errors
+    /// If the map is not an array of rows of `V`'s size, or the kernel does not map it.
+    pub fn new(map: &OwnedFd, name: &'static str) -> io::Result<Self> {
+        const { assert!(size_of::<V>().is_multiple_of(8) && size_of::<V>() > 0) };
+        let info = sys::map_info(map.as_fd())?;
+        check_size(name, info.value_size, size_of::<V>())?;
+        let bytes = info.max_entries as usize * size_of::<V>();
+        // SAFETY: a new mapping of a descriptor; the kernel checks length and rights.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let rows = NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
+        Ok(Self { rows, bytes, name, capacity: info.max_entries, kind: PhantomData })
+    }
+
+    /// The words of row `index`.
+    fn words(&self, index: u32) -> &[AtomicU64] {
+        assert!(index < self.capacity, "row {index} of {} in {}", self.capacity, self.name);
+        // SAFETY: the mapping holds `capacity` rows of `WORDS` words, page-aligned, for as long as `self` lives.
+        unsafe { std::slice::from_raw_parts(self.rows.as_ptr().add(index as usize * Self::WORDS), Self::WORDS) }
+    }
+}
+
+impl<V: IntoBytes + FromBytes + Immutable> MappedArray<V> {
+    /// Row `index`, which must be below the capacity.
+    #[must_use]
+    pub fn get(&self, index: u32) -> V {
+        let mut value = V::new_zeroed();
+        for (bytes, word) in value.as_mut_bytes().chunks_exact_mut(8).zip(self.words(index)) {
+            bytes.copy_from_slice(&word.load(Ordering::Acquire).to_ne_bytes());
+        }
+        value
+    }
+
+    fn store(&self, index: u32, value: &V) {
+        for (bytes, word) in value.as_bytes().chunks_exact(8).zip(self.words(index)) {
+            let bytes = bytes.try_into().expect("chunks of eight");
+            word.store(u64::from_ne_bytes(bytes), Ordering::Release);
+        }
+    }
+}
+
+impl<V> Drop for MappedArray<V> {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, not used after this. It can only fail for a wrong argument.
+        unsafe { libc::munmap(self.rows.as_ptr().cast(), self.bytes) };
+    }
+}
+
+impl<V: IntoBytes + FromBytes + Immutable> TableBackend<u32, V> for MappedArray<V> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    fn put(&mut self, key: u32, value: V) -> Result<(), TableError> {
+        self.store(key, &value);
+        Ok(())
+    }
+
+    fn remove(&mut self, key: u32) -> Result<(), TableError> {
+        self.store(key, &V::new_zeroed());
+        Ok(())
+    }
+
+    fn for_each(&self, visit: &mut dyn FnMut(u32, V)) -> Result<(), TableError> {
+        for index in 0..self.capacity {
+            if self.words(index).iter().any(|word| word.load(Ordering::Relaxed) != 0) {
+                visit(index, self.get(index));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sums of a per-CPU array of counters, in the order of their indices.
+///
+/// # Errors
+/// If the kernel refuses the read, or does not say how many CPUs it may have.
+pub fn read_counters(map: &OwnedFd, count: u32) -> io::Result<Vec<u64>> {
+    let mut values = vec![0_u64; possible_cpus()?];
+    (0..count)
+        .map(|index| {
+            sys::map_lookup(map.as_fd(), index.as_bytes(), values.as_mut_slice().as_mut_bytes())?;
+            Ok(values.iter().sum())
+        })
+        .collect()
+}
+
+fn possible_cpus() -> io::Result<usize> {
+    const FILE: &str = "/sys/devices/system/cpu/possible";
+    let text = fs::read_to_string(FILE)?;
+    text.trim()
+        .split(',')
+        .map(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            Some(last.parse::<usize>().ok()?.checked_sub(first.parse().ok()?)? + 1)
+        })
+        .sum::<Option<usize>>()
+        .ok_or_else(|| io::Error::other(format!("{FILE} says {text:?}")))
+}

@@ -1,0 +1,81 @@
+//! `cargo xtask build`: the eBPF object first, then the host binaries that take it in.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+
+use crate::command::{forget_host_toolchain, run, run_quietly};
+use crate::metadata::Workspace;
+use crate::progress::{spoken_step, step_with};
+use crate::setup::Pair;
+use crate::tree::Tree;
+
+/// The eBPF programs, with their own compiler and none of the host's settings.
+pub(crate) fn object(tree: &Tree, pair: &Pair) -> Result<()> {
+    let remark = |size: &u64| format!("{size} bytes, {}", pair.compiler);
+    step_with("build: eBPF programs", || compile(tree, pair), remark).map(drop)
+}
+
+fn compile(tree: &Tree, pair: &Pair) -> Result<u64> {
+    let mut command = tree.caller.user(&pair.compiler.cargo);
+    forget_host_toolchain(&mut command);
+    command
+        .current_dir(&tree.root)
+        .args([
+            "build",
+            "--package",
+            "isthmus-datapath",
+            "--bin",
+            "isthmus-datapath",
+            "--profile",
+            "ebpf",
+        ])
+        .args([
+            "--target",
+            "bpfel-unknown-none",
+            "-Z",
+            "build-std=core",
+            "--target-dir",
+        ])
+        .arg(tree.target.join("ebpf"))
+        // build-std is unstable: this lets a stable compiler do it, for this one build.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTC", &pair.compiler.rustc)
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &pair.linker);
+    run_quietly(&mut command)?;
+    let object = tree.object();
+    Ok(fs::metadata(&object)
+        .with_context(|| format!("the build left no {}", object.display()))?
+        .len())
+}
+
+/// The host binaries. Their build speaks for itself.
+pub(crate) fn host(tree: &Tree, workspace: &Workspace, release: bool) -> Result<()> {
+    let binaries = binaries(workspace);
+    let names: Vec<&str> = binaries.iter().map(|(_, binary)| *binary).collect();
+    spoken_step(&format!("build: {}", names.join(", ")), || {
+        let mut command = tree.cargo();
+        command.arg("build");
+        for (package, binary) in &binaries {
+            command.args(["--package", package, "--bin", binary]);
+        }
+        if release {
+            command.arg("--release");
+        }
+        run(&mut command)
+    })
+}
+
+/// The programs that people run, with their packages.
+fn binaries(workspace: &Workspace) -> Vec<(&str, &str)> {
+    let members = workspace
+        .members
+        .iter()
+        .filter(|(name, _)| !["xtask", "isthmus-datapath"].contains(&name.as_str()));
+    members
+        .flat_map(|(name, package)| {
+            let binaries = package.targets.iter().filter(|target| target.kind == "bin");
+            binaries.map(|target| (name.as_str(), target.name.as_str()))
+        })
+        .collect()
+}

@@ -1,0 +1,74 @@
+//! The kernel suite: the socket rows on every supported kernel series, each booted for it.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::boot::{boot, init};
+use super::initramfs::Initramfs;
+use super::tally::Tally;
+use super::{ROWS, test_program};
+use crate::command::which;
+use crate::progress::{say, spoken_step};
+use crate::setup::kernels::{busybox, image};
+use crate::toolchain::Pins;
+use crate::tree::Tree;
+
+/// Without KVM a machine is emulated instruction by instruction: a boot takes some 15 s, and the verifier its time.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// What busybox does in the booted machine. `ip` is the real one: the rows use more of it.
+const APPLETS: [&str; 8] = [
+    "sh", "mount", "umount", "uname", "echo", "cat", "ls", "poweroff",
+];
+
+pub(super) fn run(tree: &Tree, pins: &Pins, tally: &mut Tally) -> Result<()> {
+    let program = test_program(tree, ROWS)?;
+    let initramfs = tree.target.join("kernels/initramfs");
+    fs::write(&initramfs, user_land(tree, &program)?)
+        .with_context(|| format!("cannot write {}", initramfs.display()))?;
+    let mut failed = Vec::new();
+    for kernel in &pins.kernels {
+        tally.name(&format!("Linux {}", kernel.series));
+        let outcome = spoken_step(&format!("kernel: {}", kernel.series), || {
+            let mut booted = false;
+            let status = boot(&image(tree, &kernel.series), &initramfs, LIMIT, |line| {
+                booted |= line.contains(&format!("booted Linux {}.", kernel.series));
+                say(line);
+                tally.read(line);
+            })?;
+            ensure!(booted, "another kernel than {} was booted", kernel.series);
+            ensure!(
+                status == 0,
+                "the rows ended with exit status {status} on Linux {}",
+                kernel.series
+            );
+            Ok(())
+        });
+        if let Err(error) = outcome {
+            failed.push(format!("Linux {}: {error:#}", kernel.series));
+        }
+    }
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
+}
+
+fn user_land(tree: &Tree, program: &Path) -> Result<Vec<u8>> {
+    let mut archive = Initramfs::default();
+    for directory in ["proc", "sys", "dev", "run", "tmp", "root"] {
+        archive.directory(directory);
+    }
+    archive.program("bin/busybox", &busybox(tree))?;
+    for applet in APPLETS {
+        archive.link(&format!("bin/{applet}"), "busybox");
+    }
+    archive.program(
+        "sbin/ip",
+        &which("ip").context("ip is not installed: cargo xtask setup lab")?,
+    )?;
+    archive.program("bin/rows", program)?;
+    archive.file("init", init("/bin/rows").as_bytes());
+    Ok(archive.finish())
+}

@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 use aya::programs::CgroupSockAddr;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use isthmus_abi::{
-    BackendRow, ClientWord, Counter, Frontend4Key, FrontendValue, NetPort, Ring, ScopeProtocol, Slot, client,
+    BackendRow, ClientWord, Counter, Frontend4Key, FrontendValue, NetPort, Ring, ScopeProtocol,
+    Slot, client,
 };
 use isthmus_core::table::{TableBackend, TableError, Tables};
 use nix::mount::{MsFlags, mount};
@@ -26,7 +27,10 @@ use tracing::{debug, info, warn};
 use zerocopy::IntoBytes;
 
 pub use cgroup::{CgroupError, probe_connect};
-pub use plan::{DatapathConfig, Lifetime, LoadPlan, MapPlan, MapSizes, ProgramPlan, TooManyCidrs, VERSION_PREFIX};
+pub use plan::{
+    DatapathConfig, Lifetime, LoadPlan, MapPlan, MapSizes, ProgramPlan, TooManyCidrs,
+    VERSION_PREFIX,
+};
 pub use sys::grace_period;
 pub use tables::{KernelHash, MappedArray};
 
@@ -40,16 +44,27 @@ const PROBE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
 
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
-    #[error("{0} is not in a bpffs, and mounting one at /sys/fs/bpf was refused: {1}; run as root, in the host's mount namespace")]
+    #[error(
+        "{0} is not in a bpffs, and mounting one at /sys/fs/bpf was refused: {1}; run as root, in the host's mount namespace"
+    )]
     NoBpffs(PathBuf, io::Error),
     #[error("{path}: {cause}")]
     Path { path: PathBuf, cause: io::Error },
-    #[error("the kernel refused the programs: {0}; Linux 6.1 or newer is needed, and CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
+    #[error(
+        "the kernel refused the programs: {0}; Linux 6.1 or newer is needed, and CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+    )]
     Load(String),
     #[error("map {name}: {cause}")]
-    Map { name: &'static str, cause: io::Error },
+    Map {
+        name: &'static str,
+        cause: io::Error,
+    },
     #[error("program {name}: {operation} refused by the kernel: {cause}")]
-    Attach { name: &'static str, operation: &'static str, cause: io::Error },
+    Attach {
+        name: &'static str,
+        operation: &'static str,
+        cause: io::Error,
+    },
     #[error("cannot tell this network namespace's cookie: {0}")]
     NetnsCookie(io::Error),
     #[error(transparent)]
@@ -58,7 +73,9 @@ pub enum DatapathError {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Config(#[from] TooManyCidrs),
-    #[error("this kernel has no global memory barrier (membarrier: {0}), as with nohz_full: freed rows could never be used again")]
+    #[error(
+        "this kernel has no global memory barrier (membarrier: {0}), as with nohz_full: freed rows could never be used again"
+    )]
     NoGrace(io::Error),
 }
 
@@ -80,12 +97,17 @@ pub struct Hook {
 impl Hook {
     /// Foreign programs that see a call before ours does. One that translates services hides them from us.
     pub fn foreign_before(&self) -> impl Iterator<Item = &HookProgram> {
-        self.programs.iter().take_while(|program| program.link_id.is_none()).filter(|_| self.is_attached())
+        self.programs
+            .iter()
+            .take_while(|program| program.link_id.is_none())
+            .filter(|_| self.is_attached())
     }
 
     #[must_use]
     pub fn is_attached(&self) -> bool {
-        self.programs.iter().any(|program| program.link_id.is_some())
+        self.programs
+            .iter()
+            .any(|program| program.link_id.is_some())
     }
 }
 
@@ -122,19 +144,36 @@ impl Datapath {
         ensure_bpffs(&config.bpffs)?;
         let plan = LoadPlan::new(&config.bpffs, config.sizes);
         for dir in [&plan.version_dir, &plan.links_dir] {
-            fs::create_dir_all(dir).map_err(|cause| DatapathError::Path { path: dir.clone(), cause })?;
+            fs::create_dir_all(dir).map_err(|cause| DatapathError::Path {
+                path: dir.clone(),
+                cause,
+            })?;
         }
         let cgroup = Cgroup::find(config.cgroup.as_deref())?;
         let ebpf = load(&plan)?;
-        let maps = plan.maps.iter().map(open_map).collect::<Result<Vec<_>, _>>()?;
+        let maps = plan
+            .maps
+            .iter()
+            .map(open_map)
+            .collect::<Result<Vec<_>, _>>()?;
         let links = plan
             .programs
             .iter()
             .map(|program| {
-                sys::obj_get(&program.pin).map_err(|cause| DatapathError::Path { path: program.pin.clone(), cause })
+                sys::obj_get(&program.pin).map_err(|cause| DatapathError::Path {
+                    path: program.pin.clone(),
+                    cause,
+                })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let mut datapath = Self { plan, cgroup, ebpf, maps, links, adopted: false };
+        let mut datapath = Self {
+            plan,
+            cgroup,
+            ebpf,
+            maps,
+            links,
+            adopted: false,
+        };
         datapath.adopted = datapath.links_use_our_maps();
         datapath.write_settings(config)?;
         Ok(datapath)
@@ -184,7 +223,11 @@ impl Datapath {
     ///
     /// # Errors
     /// As [`Self::array`].
-    pub fn hash<K, V>(&self, name: &'static str, flag: &'static str) -> Result<KernelHash<K, V>, DatapathError> {
+    pub fn hash<K, V>(
+        &self,
+        name: &'static str,
+        flag: &'static str,
+    ) -> Result<KernelHash<K, V>, DatapathError> {
         let failed = |cause| DatapathError::Map { name, cause };
         KernelHash::new(self.map(name)?.try_clone().map_err(failed)?, name, flag).map_err(failed)
     }
@@ -207,13 +250,21 @@ impl Datapath {
     pub fn attach(&mut self) -> Result<(), DatapathError> {
         for (program, link) in self.plan.programs.iter().zip(&mut self.links) {
             let name = program.name;
-            let refused = |operation| move |cause| DatapathError::Attach { name, operation, cause };
+            let refused = |operation| {
+                move |cause| DatapathError::Attach {
+                    name,
+                    operation,
+                    cause,
+                }
+            };
             let loaded: &CgroupSockAddr = self
                 .ebpf
                 .program(name)
                 .and_then(|loaded| loaded.try_into().ok())
                 .ok_or_else(|| DatapathError::Load(format!("the object has no program {name}")))?;
-            let fd = loaded.fd().map_err(|error| DatapathError::Load(error.to_string()))?;
+            let fd = loaded
+                .fd()
+                .map_err(|error| DatapathError::Load(error.to_string()))?;
             if let Some(link) = link {
                 match sys::link_update(link.as_fd(), fd.as_fd()) {
                     Ok(()) => continue,
@@ -243,8 +294,11 @@ impl Datapath {
             .iter()
             .zip(&self.links)
             .map(|(program, link)| {
-                let ours = link.as_ref().and_then(|link| sys::link_info(link.as_fd()).ok());
-                let ids = sys::prog_query_effective(self.cgroup.fd.as_fd(), program.attach_type).unwrap_or_default();
+                let ours = link
+                    .as_ref()
+                    .and_then(|link| sys::link_info(link.as_fd()).ok());
+                let ids = sys::prog_query_effective(self.cgroup.fd.as_fd(), program.attach_type)
+                    .unwrap_or_default();
                 let programs = ids
                     .into_iter()
                     .map(|id| HookProgram {
@@ -252,10 +306,15 @@ impl Datapath {
                         name: sys::prog_by_id(id)
                             .and_then(|fd| sys::prog_info(fd.as_fd()))
                             .map_or_else(|error| error.to_string(), |program| program.name),
-                        link_id: ours.filter(|ours| ours.program_id == id).map(|ours| ours.id),
+                        link_id: ours
+                            .filter(|ours| ours.program_id == id)
+                            .map(|ours| ours.id),
                     })
                     .collect();
-                Hook { name: program.name, programs }
+                Hook {
+                    name: program.name,
+                    programs,
+                }
             })
             .collect()
     }
@@ -269,7 +328,12 @@ impl Datapath {
             .zip(&self.maps)
             .filter_map(|(plan, map)| {
                 let info = sys::map_info(map.as_fd()).ok()?;
-                Some(MapUse { name: plan.name, id: info.id, capacity: info.max_entries, memlock: memlock(map) })
+                Some(MapUse {
+                    name: plan.name,
+                    id: info.id,
+                    capacity: info.max_entries,
+                    memlock: memlock(map),
+                })
             })
             .collect()
     }
@@ -282,34 +346,45 @@ impl Datapath {
             .iter()
             .filter_map(|plan| {
                 let program: &CgroupSockAddr = self.ebpf.program(plan.name)?.try_into().ok()?;
-                Some((plan.name, program.info().ok()?.verified_instruction_count()?))
+                Some((
+                    plan.name,
+                    program.info().ok()?.verified_instruction_count()?,
+                ))
             })
             .collect()
     }
 
     fn map(&self, name: &'static str) -> Result<&OwnedFd, DatapathError> {
         let place = self.plan.maps.iter().position(|map| map.name == name);
-        place.map(|place| &self.maps[place]).ok_or_else(|| DatapathError::Map {
-            name,
-            cause: io::Error::from(io::ErrorKind::NotFound),
-        })
+        place
+            .map(|place| &self.maps[place])
+            .ok_or_else(|| DatapathError::Map {
+                name,
+                cause: io::Error::from(io::ErrorKind::NotFound),
+            })
     }
 
     fn links_use_our_maps(&self) -> bool {
         let Ok(rings) = self.map("rings").and_then(|map| {
-            sys::map_info(map.as_fd()).map_err(|cause| DatapathError::Map { name: "rings", cause })
+            sys::map_info(map.as_fd()).map_err(|cause| DatapathError::Map {
+                name: "rings",
+                cause,
+            })
         }) else {
             return false;
         };
-        self.plan.programs.iter().zip(&self.links).filter(|(plan, _)| plan.name.starts_with("connect")).all(
-            |(_, link)| {
+        self.plan
+            .programs
+            .iter()
+            .zip(&self.links)
+            .filter(|(plan, _)| plan.name.starts_with("connect"))
+            .all(|(_, link)| {
                 let program = link.as_ref().and_then(|link| {
                     let id = sys::link_info(link.as_fd()).ok()?.program_id;
                     sys::prog_info(sys::prog_by_id(id).ok()?.as_fd()).ok()
                 });
                 program.is_some_and(|program| program.map_ids.contains(&rings.id))
-            },
-        )
+            })
     }
 
     fn write_settings(&self, config: &DatapathConfig) -> Result<(), DatapathError> {
@@ -317,12 +392,25 @@ impl Datapath {
         let settings = plan::settings(config)?;
         if !config.translate_pods {
             let cookie = netns_cookie().map_err(DatapathError::NetnsCookie)?;
-            let word = ClientWord { scope: client::TRANSLATE, reserved: 0 };
-            sys::map_update(self.map("clients")?.as_fd(), cookie.as_bytes(), word.as_bytes(), sys::ANY)
-                .map_err(failed("clients"))?;
+            let word = ClientWord {
+                scope: client::TRANSLATE,
+                reserved: 0,
+            };
+            sys::map_update(
+                self.map("clients")?.as_fd(),
+                cookie.as_bytes(),
+                word.as_bytes(),
+                sys::ANY,
+            )
+            .map_err(failed("clients"))?;
         }
-        sys::map_update(self.map("settings")?.as_fd(), 0_u32.as_bytes(), settings.as_bytes(), sys::ANY)
-            .map_err(failed("settings"))
+        sys::map_update(
+            self.map("settings")?.as_fd(),
+            0_u32.as_bytes(),
+            settings.as_bytes(),
+            sys::ANY,
+        )
+        .map_err(failed("settings"))
     }
 
     /// For a moment there is a frontend without a ring, and a process in another cgroup that must be refused by it.
@@ -335,7 +423,13 @@ impl Datapath {
             scope_protocol: ScopeProtocol::new(0, ScopeProtocol::UDP),
         };
         frontends.remove(key)?;
-        frontends.put(key, FrontendValue { service: u32::MAX, reserved: 0 })?;
+        frontends.put(
+            key,
+            FrontendValue {
+                service: u32::MAX,
+                reserved: 0,
+            },
+        )?;
         let proof = self.cgroup.prove(SocketAddr::from(PROBE));
         frontends.remove(key)?;
         grace_period().map_err(DatapathError::NoGrace)?;
@@ -343,15 +437,28 @@ impl Datapath {
     }
 
     fn remove_other_versions(&self) {
-        let Some(parent) = self.plan.version_dir.parent() else { return };
-        let Ok(entries) = fs::read_dir(parent) else { return };
+        let Some(parent) = self.plan.version_dir.parent() else {
+            return;
+        };
+        let Ok(entries) = fs::read_dir(parent) else {
+            return;
+        };
         for path in entries.flatten().map(|entry| entry.path()) {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let version = name.strip_prefix(VERSION_PREFIX).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            let version = name
+                .strip_prefix(VERSION_PREFIX)
+                .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
             if version && path != self.plan.version_dir {
                 match fs::remove_dir_all(&path) {
-                    Ok(()) => info!(path = %path.display(), "removed the maps of an earlier version"),
-                    Err(error) => warn!(path = %path.display(), %error, "cannot remove the maps of an earlier version"),
+                    Ok(()) => {
+                        info!(path = %path.display(), "removed the maps of an earlier version")
+                    }
+                    Err(error) => {
+                        warn!(path = %path.display(), %error, "cannot remove the maps of an earlier version")
+                    }
                 }
             }
         }
@@ -388,8 +495,13 @@ pub fn cleanup(bpffs: &Path) -> io::Result<usize> {
 
 /// A descriptor of every map that the plan names, by its pin.
 fn open_map(plan: &MapPlan) -> Result<OwnedFd, DatapathError> {
-    let failed = |cause| DatapathError::Map { name: plan.name, cause };
-    sys::obj_get(&plan.pin).map_err(failed)?.ok_or_else(|| failed(io::Error::from(io::ErrorKind::NotFound)))
+    let failed = |cause| DatapathError::Map {
+        name: plan.name,
+        cause,
+    };
+    sys::obj_get(&plan.pin)
+        .map_err(failed)?
+        .ok_or_else(|| failed(io::Error::from(io::ErrorKind::NotFound)))
 }
 
 /// Creates or adopts the pinned maps, and loads the programs against them.
@@ -398,13 +510,18 @@ fn load(plan: &LoadPlan) -> Result<Ebpf, DatapathError> {
         let mut text = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
-            text = format!("{text}: {cause}");
+            let cause_text = cause.to_string();
+            if !text.contains(&cause_text) {
+                text = format!("{text}: {cause_text}");
+            }
             source = cause.source();
         }
         DatapathError::Load(text)
     };
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::STATS);
+    let mptcp = u8::from(Path::new("/proc/sys/net/mptcp").exists());
+    loader.override_global("MPTCP", &mptcp, true);
     for map in &plan.maps {
         loader.map_pin_path(map.name, map.pin.as_path());
         if let Some(entries) = map.max_entries {
@@ -416,7 +533,9 @@ fn load(plan: &LoadPlan) -> Result<Ebpf, DatapathError> {
         let loaded: &mut CgroupSockAddr = ebpf
             .program_mut(program.name)
             .and_then(|loaded| loaded.try_into().ok())
-            .ok_or_else(|| DatapathError::Load(format!("the object has no program {}", program.name)))?;
+            .ok_or_else(|| {
+                DatapathError::Load(format!("the object has no program {}", program.name))
+            })?;
         loaded.load().map_err(|error| refused(&error))?;
         debug!(program = program.name, "verified and loaded");
     }
@@ -426,17 +545,29 @@ fn load(plan: &LoadPlan) -> Result<Ebpf, DatapathError> {
 fn ensure_bpffs(dir: &Path) -> Result<(), DatapathError> {
     const ROOT: &str = "/sys/fs/bpf";
     let is_bpffs = |path: &Path| {
-        path.ancestors().find(|path| path.exists()).and_then(|path| statfs(path).ok()).is_some_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+        path.ancestors()
+            .find(|path| path.exists())
+            .and_then(|path| statfs(path).ok())
+            .is_some_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
     };
     if !is_bpffs(dir) && dir.starts_with(ROOT) {
-        mount(Some("bpf"), ROOT, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-            .map_err(|errno| DatapathError::NoBpffs(dir.to_owned(), errno.into()))?;
+        mount(
+            Some("bpf"),
+            ROOT,
+            Some("bpf"),
+            MsFlags::empty(),
+            Some("mode=0700"),
+        )
+        .map_err(|errno| DatapathError::NoBpffs(dir.to_owned(), errno.into()))?;
         info!("mounted bpffs at {ROOT}");
     }
     if is_bpffs(dir) {
         return Ok(());
     }
-    Err(DatapathError::NoBpffs(dir.to_owned(), io::Error::other("another file system is there")))
+    Err(DatapathError::NoBpffs(
+        dir.to_owned(),
+        io::Error::other("another file system is there"),
+    ))
 }
 
 /// The cookie of this thread's network namespace.
@@ -454,12 +585,18 @@ fn netns_cookie() -> io::Result<u64> {
             &raw mut len,
         )
     };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// `memlock:` of the map's descriptor (proc_pid_fdinfo(5)); 0 if the kernel does not say.
 fn memlock(map: &OwnedFd) -> u64 {
     let path = format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(map));
     let text = fs::read_to_string(path).unwrap_or_default();
-    text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok()).unwrap_or(0)
+    text.lines()
+        .find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok())
+        .unwrap_or(0)
 }

@@ -38,10 +38,12 @@ fn main() -> ExitCode {
 
 /// The agent proves its hook with a process in another cgroup: this program again.
 fn probe(cgroup: &str, address: &str) -> ExitCode {
-    let answer = address
-        .parse()
-        .context("an address")
-        .and_then(|address| Ok(isthmus_agent::datapath::probe_connect(Path::new(cgroup), address)?));
+    let answer = address.parse().context("an address").and_then(|address| {
+        Ok(isthmus_agent::datapath::probe_connect(
+            Path::new(cgroup),
+            address,
+        )?)
+    });
     match answer {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
         Err(error) => {

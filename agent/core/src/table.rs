@@ -6,9 +6,17 @@ use isthmus_abi::{BackendRow, Frontend4Key, Frontend6Key, FrontendValue, Ring, S
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TableError {
     #[error("{table} map full: {capacity} of {capacity} entries; raise {flag}")]
-    Full { table: &'static str, capacity: u32, flag: &'static str },
+    Full {
+        table: &'static str,
+        capacity: u32,
+        flag: &'static str,
+    },
     #[error("{table}: {operation} refused by the kernel: {cause}")]
-    KernelRefused { table: &'static str, operation: &'static str, cause: String },
+    KernelRefused {
+        table: &'static str,
+        operation: &'static str,
+        cause: String,
+    },
 }
 
 /// One map: a hash, or an array whose key is the index. Every operation is atomic for a reader of that row where

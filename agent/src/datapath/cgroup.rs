@@ -27,13 +27,19 @@ pub struct Cgroup {
 pub enum CgroupError {
     #[error("cannot open cgroup {path}: {cause}; is it a cgroup2 directory?")]
     Open { path: PathBuf, cause: io::Error },
-    #[error("no cgroup2 is mounted, and mounting one privately was refused: {0}; mount it (`mount -t cgroup2 none /sys/fs/cgroup`) or give --cgroup")]
+    #[error(
+        "no cgroup2 is mounted, and mounting one privately was refused: {0}; mount it (`mount -t cgroup2 none /sys/fs/cgroup`) or give --cgroup"
+    )]
     NoMount(io::Error),
-    #[error("cannot enter pid 1's cgroup namespace: {0}; run in the host's pid namespace, or give --cgroup")]
+    #[error(
+        "cannot enter pid 1's cgroup namespace: {0}; run in the host's pid namespace, or give --cgroup"
+    )]
     Namespace(io::Error),
     #[error("cannot make a probe cgroup below {path}: {cause}")]
     Probe { path: PathBuf, cause: io::Error },
-    #[error("a socket in {path} is not seen by our connect hook: is --cgroup the root that pods are below?")]
+    #[error(
+        "a socket in {path} is not seen by our connect hook: is --cgroup the root that pods are below?"
+    )]
     Blind { path: PathBuf },
 }
 
@@ -58,8 +64,15 @@ impl Cgroup {
     fn open(path: PathBuf) -> Result<Self, CgroupError> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         match nix::fcntl::open(&path, flags, Mode::empty()) {
-            Ok(fd) => Ok(Self { fd, path, visible: true }),
-            Err(errno) => Err(CgroupError::Open { path, cause: errno.into() }),
+            Ok(fd) => Ok(Self {
+                fd,
+                path,
+                visible: true,
+            }),
+            Err(errno) => Err(CgroupError::Open {
+                path,
+                cause: errno.into(),
+            }),
         }
     }
 
@@ -67,17 +80,35 @@ impl Cgroup {
     fn mount_privately() -> Result<Self, CgroupError> {
         let open = || -> Result<OwnedFd, CgroupError> {
             let namespace = File::open("/proc/1/ns/cgroup").map_err(CgroupError::Namespace)?;
-            setns(namespace, CloneFlags::CLONE_NEWCGROUP).map_err(|e| CgroupError::Namespace(e.into()))?;
+            setns(namespace, CloneFlags::CLONE_NEWCGROUP)
+                .map_err(|e| CgroupError::Namespace(e.into()))?;
             let no_mount = |errno: nix::Error| CgroupError::NoMount(errno.into());
             unshare(CloneFlags::CLONE_NEWNS).map_err(no_mount)?;
             let none = None::<&str>;
-            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(no_mount)?;
-            mount(Some("none"), "/sys/fs/cgroup", Some("cgroup2"), MsFlags::empty(), none).map_err(no_mount)?;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+                .map_err(no_mount)?;
+            mount(
+                Some("none"),
+                "/sys/fs/cgroup",
+                Some("cgroup2"),
+                MsFlags::empty(),
+                none,
+            )
+            .map_err(no_mount)?;
             let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
             nix::fcntl::open("/sys/fs/cgroup", flags, Mode::empty()).map_err(no_mount)
         };
-        let fd = thread::scope(|scope| scope.spawn(open).join().expect("the closure returns its errors"))?;
-        Ok(Self { fd, path: PathBuf::from("/"), visible: false })
+        let fd = thread::scope(|scope| {
+            scope
+                .spawn(open)
+                .join()
+                .expect("the closure returns its errors")
+        })?;
+        Ok(Self {
+            fd,
+            path: PathBuf::from("/"),
+            visible: false,
+        })
     }
 
     /// Makes a child cgroup, beside that of this agent, in which a new process connects to `address`.
@@ -89,8 +120,13 @@ impl Cgroup {
         if !self.visible {
             return Ok(());
         }
-        let child = self.path.join(format!("isthmus-probe-{}", std::process::id()));
-        let failed = |cause| CgroupError::Probe { path: self.path.clone(), cause };
+        let child = self
+            .path
+            .join(format!("isthmus-probe-{}", std::process::id()));
+        let failed = |cause| CgroupError::Probe {
+            path: self.path.clone(),
+            cause,
+        };
         fs::create_dir(&child).map_err(failed)?;
         let status = Command::new("/proc/self/exe")
             .arg("probe-connect")
@@ -98,9 +134,15 @@ impl Cgroup {
             .arg(address.to_string())
             .stdin(Stdio::null())
             .status();
-        let seen = status.map_err(failed).map(|status| status.code() == Some(PROBE_REFUSED));
+        let seen = status
+            .map_err(failed)
+            .map(|status| status.code() == Some(PROBE_REFUSED));
         fs::remove_dir(&child).map_err(failed)?;
-        if seen? { Ok(()) } else { Err(CgroupError::Blind { path: child }) }
+        if seen? {
+            Ok(())
+        } else {
+            Err(CgroupError::Blind { path: child })
+        }
     }
 }
 
@@ -115,7 +157,10 @@ pub fn probe_connect(cgroup: &Path, address: SocketAddr) -> io::Result<i32> {
     fs::write(cgroup.join("cgroup.procs"), "0")?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     let refused = socket.connect(address).is_err_and(|error| {
-        matches!(error.raw_os_error(), Some(libc::ECONNREFUSED | libc::EHOSTUNREACH))
+        matches!(
+            error.raw_os_error(),
+            Some(libc::ECONNREFUSED | libc::EHOSTUNREACH)
+        )
     });
     Ok(if refused { PROBE_REFUSED } else { 0 })
 }
@@ -144,7 +189,13 @@ mod tests {
         let text = "24 1 0:22 / /sys rw - sysfs sysfs rw\n\
             30 24 0:27 /kubepods/x /mnt rw - cgroup2 cgroup2 rw\n\
             31 24 0:27 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
-        assert_eq!(parse_cgroup2_mount(text), Some(PathBuf::from("/sys/fs/cgroup/unified")));
-        assert_eq!(parse_cgroup2_mount("24 1 0:22 / /sys rw - sysfs sysfs rw\n"), None);
+        assert_eq!(
+            parse_cgroup2_mount(text),
+            Some(PathBuf::from("/sys/fs/cgroup/unified"))
+        );
+        assert_eq!(
+            parse_cgroup2_mount("24 1 0:22 / /sys rw - sysfs sysfs rw\n"),
+            None
+        );
     }
 }

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use isthmus_abi::{ABI_VERSION, CIDRS_MAX, Cidr4, Cidr6, Settings, client};
 use ipnet::IpNet;
+use isthmus_abi::{ABI_VERSION, CIDRS_MAX, Cidr4, Cidr6, Settings, client};
 use zerocopy::IntoBytes;
 
 /// Sizes of the maps, from the flags `--lb-*-max`.
@@ -72,13 +72,24 @@ pub struct LoadPlan {
 pub const VERSION_PREFIX: &str = "v";
 
 /// Hooks, in `enum bpf_attach_type`'s numbers (linux/bpf.h).
-const PROGRAMS: [(&str, u32); 4] = [("getpeername4", 29), ("getpeername6", 30), ("connect4", 10), ("connect6", 11)];
+const PROGRAMS: [(&str, u32); 4] = [
+    ("getpeername4", 29),
+    ("getpeername6", 30),
+    ("connect4", 10),
+    ("connect6", 11),
+];
 
 impl LoadPlan {
     #[must_use]
     pub fn new(bpffs: &Path, sizes: MapSizes) -> Self {
-        let MapSizes { services, backends, ring_slots } = sizes;
-        let version_dir = bpffs.join(format!("{VERSION_PREFIX}{ABI_VERSION}-{services}-{backends}-{ring_slots}"));
+        let MapSizes {
+            services,
+            backends,
+            ring_slots,
+        } = sizes;
+        let version_dir = bpffs.join(format!(
+            "{VERSION_PREFIX}{ABI_VERSION}-{services}-{backends}-{ring_slots}"
+        ));
         let links_dir = bpffs.join("links");
         // A service port has a frontend, and its address a row of its own.
         let frontends = services.saturating_mul(2);
@@ -88,7 +99,12 @@ impl LoadPlan {
             lifetime: Lifetime::Version,
             pin: version_dir.join(name),
         };
-        let node = |name| MapPlan { name, max_entries: None, lifetime: Lifetime::Node, pin: bpffs.join(name) };
+        let node = |name| MapPlan {
+            name,
+            max_entries: None,
+            lifetime: Lifetime::Node,
+            pin: bpffs.join(name),
+        };
         let maps = vec![
             version("settings", None),
             version("clients", None),
@@ -103,15 +119,26 @@ impl LoadPlan {
             node("sockets_spilled"),
         ];
         let programs = PROGRAMS
-            .map(|(name, attach_type)| ProgramPlan { name, attach_type, pin: links_dir.join(name) })
+            .map(|(name, attach_type)| ProgramPlan {
+                name,
+                attach_type,
+                pin: links_dir.join(name),
+            })
             .to_vec();
-        Self { version_dir, links_dir, maps, programs }
+        Self {
+            version_dir,
+            links_dir,
+            maps,
+            programs,
+        }
     }
 }
 
 /// Why `--service-cidr` cannot be put into the datapath's settings.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("--service-cidr names {count} {family} ranges; at most {CIDRS_MAX} fit: join them, or use --services=global")]
+#[error(
+    "--service-cidr names {count} {family} ranges; at most {CIDRS_MAX} fit: join them, or use --services=global"
+)]
 pub struct TooManyCidrs {
     count: usize,
     family: &'static str,
@@ -131,14 +158,21 @@ pub fn settings(config: &DatapathConfig) -> Result<Settings, TooManyCidrs> {
                 mask: u32::from(net.netmask()).to_be(),
             }),
             IpNet::V6(net) => {
-                cidrs6.push(Cidr6 { base: words(net.network().octets()), mask: words(net.netmask().octets()) });
+                cidrs6.push(Cidr6 {
+                    base: words(net.network().octets()),
+                    mask: words(net.netmask().octets()),
+                });
             }
         }
     }
     Ok(Settings {
         abi_version: ABI_VERSION,
         refuse_errno: config.refuse_errno,
-        client_default: if config.translate_pods { client::TRANSLATE } else { client::PASS },
+        client_default: if config.translate_pods {
+            client::TRANSLATE
+        } else {
+            client::PASS
+        },
         client_rows: u32::from(!config.translate_pods),
         refuse_unknown_port: u32::from(config.refuse_unknown_port),
         reserved: 0,
@@ -153,7 +187,11 @@ fn words(octets: [u8; 16]) -> [u32; 4] {
     words
 }
 
-fn padded<T: Copy>(mut cidrs: Vec<T>, unused: T, family: &'static str) -> Result<[T; CIDRS_MAX], TooManyCidrs> {
+fn padded<T: Copy>(
+    mut cidrs: Vec<T>,
+    unused: T,
+    family: &'static str,
+) -> Result<[T; CIDRS_MAX], TooManyCidrs> {
     let count = cidrs.len();
     cidrs.resize(count.max(CIDRS_MAX), unused);
     <[T; CIDRS_MAX]>::try_from(cidrs.as_slice()).map_err(|_| TooManyCidrs { count, family })
@@ -169,7 +207,11 @@ mod tests {
         DatapathConfig {
             bpffs: "/sys/fs/bpf/isthmus/n".into(),
             cgroup: None,
-            sizes: MapSizes { services: 16, backends: 32, ring_slots: 64 },
+            sizes: MapSizes {
+                services: 16,
+                backends: 32,
+                ring_slots: 64,
+            },
             service_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
             translate_pods: true,
             refuse_unknown_port: true,
@@ -180,19 +222,37 @@ mod tests {
     #[test]
     fn sizes_name_the_version_directory() {
         let plan = LoadPlan::new(Path::new("/b"), config(&[]).sizes);
-        assert_eq!(plan.version_dir, Path::new(&format!("/b/v{ABI_VERSION}-16-32-64")));
+        assert_eq!(
+            plan.version_dir,
+            Path::new(&format!("/b/v{ABI_VERSION}-16-32-64"))
+        );
         let rings = plan.maps.iter().find(|map| map.name == "rings").unwrap();
-        assert_eq!((rings.max_entries, rings.lifetime), (Some(16), Lifetime::Version));
+        assert_eq!(
+            (rings.max_entries, rings.lifetime),
+            (Some(16), Lifetime::Version)
+        );
         let sockets = plan.maps.iter().find(|map| map.name == "sockets").unwrap();
-        assert_eq!((sockets.pin.as_path(), sockets.lifetime), (Path::new("/b/sockets"), Lifetime::Node));
+        assert_eq!(
+            (sockets.pin.as_path(), sockets.lifetime),
+            (Path::new("/b/sockets"), Lifetime::Node)
+        );
     }
 
     #[test]
     fn readers_are_replaced_before_writers() {
         let plan = LoadPlan::new(Path::new("/b"), config(&[]).sizes);
-        let place = |name| plan.programs.iter().position(|program| program.name == name).unwrap();
-        assert!(place("getpeername4") < place("connect4") && place("getpeername6") < place("connect4"));
-        assert!(place("getpeername4") < place("connect6") && place("getpeername6") < place("connect6"));
+        let place = |name| {
+            plan.programs
+                .iter()
+                .position(|program| program.name == name)
+                .unwrap()
+        };
+        assert!(
+            place("getpeername4") < place("connect4") && place("getpeername6") < place("connect4")
+        );
+        assert!(
+            place("getpeername4") < place("connect6") && place("getpeername6") < place("connect6")
+        );
     }
 
     #[test]
@@ -206,7 +266,18 @@ mod tests {
 
     #[test]
     fn too_many_cidrs_say_so() {
-        let error = settings(&config(&["10.0.0.0/24", "10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/24", "10.0.4.0/24"]));
-        assert!(error.unwrap_err().to_string().starts_with("--service-cidr names 5 IPv4 ranges"));
+        let error = settings(&config(&[
+            "10.0.0.0/24",
+            "10.0.1.0/24",
+            "10.0.2.0/24",
+            "10.0.3.0/24",
+            "10.0.4.0/24",
+        ]));
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .starts_with("--service-cidr names 5 IPv4 ranges")
+        );
     }
 }

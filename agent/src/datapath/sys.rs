@@ -29,7 +29,10 @@ pub const ANY: u64 = 0;
 pub const QUERY_MAX: usize = 64;
 
 /// One call; `attr` is one of the layouts of `union bpf_attr` (linux/bpf.h), zero-padded by the kernel.
-fn bpf<T: IntoBytes + Immutable + FromBytes>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
+fn bpf<T: IntoBytes + Immutable + FromBytes>(
+    command: libc::c_long,
+    attr: &mut T,
+) -> io::Result<i32> {
     let bytes = attr.as_mut_bytes();
     // SAFETY: the kernel reads and writes at most `bytes.len()` bytes there, and follows pointers in them that each
     // caller below keeps alive over the call.
@@ -40,7 +43,10 @@ fn bpf<T: IntoBytes + Immutable + FromBytes>(command: libc::c_long, attr: &mut T
     i32::try_from(result).map_err(|_| io::Error::other("bpf(2) returned more than an int"))
 }
 
-fn bpf_fd<T: IntoBytes + Immutable + FromBytes>(command: libc::c_long, attr: &mut T) -> io::Result<OwnedFd> {
+fn bpf_fd<T: IntoBytes + Immutable + FromBytes>(
+    command: libc::c_long,
+    attr: &mut T,
+) -> io::Result<OwnedFd> {
     let fd = bpf(command, attr)?;
     // SAFETY: the command returned a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -62,7 +68,13 @@ struct ElemAttr {
 
 impl ElemAttr {
     fn new(map: BorrowedFd<'_>, key: Option<&[u8]>, value: u64, flags: u64) -> Self {
-        Self { map_fd: raw(map), pad: 0, key: key.map_or(0, |key| key.as_ptr() as u64), value, flags }
+        Self {
+            map_fd: raw(map),
+            pad: 0,
+            key: key.map_or(0, |key| key.as_ptr() as u64),
+            value,
+            flags,
+        }
     }
 }
 
@@ -80,12 +92,18 @@ pub fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> 
 
 /// Removes a key; `false` if it was not there.
 pub fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
-    found(bpf(MAP_DELETE_ELEM, &mut ElemAttr::new(map, Some(key), 0, ANY)))
+    found(bpf(
+        MAP_DELETE_ELEM,
+        &mut ElemAttr::new(map, Some(key), 0, ANY),
+    ))
 }
 
 /// The key after `key`, or the first; `false` at the end.
 pub fn map_next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
-    found(bpf(MAP_GET_NEXT_KEY, &mut ElemAttr::new(map, key, next.as_mut_ptr() as u64, ANY)))
+    found(bpf(
+        MAP_GET_NEXT_KEY,
+        &mut ElemAttr::new(map, key, next.as_mut_ptr() as u64, ANY),
+    ))
 }
 
 fn found(result: io::Result<i32>) -> io::Result<bool> {
@@ -111,7 +129,14 @@ fn c_path(path: &Path) -> io::Result<CString> {
 /// Opens a pinned object; `None` if nothing is pinned there.
 pub fn obj_get(path: &Path) -> io::Result<Option<OwnedFd>> {
     let path = c_path(path)?;
-    match bpf_fd(OBJ_GET, &mut ObjAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 }) {
+    match bpf_fd(
+        OBJ_GET,
+        &mut ObjAttr {
+            path: path.as_ptr() as u64,
+            fd: 0,
+            flags: 0,
+        },
+    ) {
         Ok(fd) => Ok(Some(fd)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
@@ -120,7 +145,15 @@ pub fn obj_get(path: &Path) -> io::Result<Option<OwnedFd>> {
 
 pub fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
-    bpf(OBJ_PIN, &mut ObjAttr { path: path.as_ptr() as u64, fd: raw(fd), flags: 0 }).map(drop)
+    bpf(
+        OBJ_PIN,
+        &mut ObjAttr {
+            path: path.as_ptr() as u64,
+            fd: raw(fd),
+            flags: 0,
+        },
+    )
+    .map(drop)
 }
 
 #[repr(C)]
@@ -133,8 +166,17 @@ struct LinkCreateAttr {
 }
 
 /// Attaches a program to a cgroup, after those that are there.
-pub fn link_create(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
-    let mut attr = LinkCreateAttr { program_fd: raw(program), target_fd: raw(cgroup), attach_type, flags: 0 };
+pub fn link_create(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        program_fd: raw(program),
+        target_fd: raw(cgroup),
+        attach_type,
+        flags: 0,
+    };
     bpf_fd(LINK_CREATE, &mut attr)
 }
 
@@ -149,7 +191,12 @@ struct LinkUpdateAttr {
 
 /// Puts another program behind a link, atomically: every call sees the old one or the new one.
 pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attr = LinkUpdateAttr { link_fd: raw(link), program_fd: raw(program), flags: 0, old_program_fd: 0 };
+    let mut attr = LinkUpdateAttr {
+        link_fd: raw(link),
+        program_fd: raw(program),
+        flags: 0,
+        old_program_fd: 0,
+    };
     bpf(LINK_UPDATE, &mut attr).map(drop)
 }
 
@@ -191,7 +238,14 @@ struct IdAttr {
 }
 
 pub fn prog_by_id(id: u32) -> io::Result<OwnedFd> {
-    bpf_fd(PROG_GET_FD_BY_ID, &mut IdAttr { id, next_id: 0, flags: 0 })
+    bpf_fd(
+        PROG_GET_FD_BY_ID,
+        &mut IdAttr {
+            id,
+            next_id: 0,
+            flags: 0,
+        },
+    )
 }
 
 #[repr(C)]
@@ -236,7 +290,14 @@ fn info<T: IntoBytes + FromBytes + Immutable + Default>(fd: BorrowedFd<'_>) -> i
     let mut info = T::default();
     let bytes = info.as_mut_bytes();
     let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
-    bpf(OBJ_GET_INFO_BY_FD, &mut InfoAttr { fd: raw(fd), len, info: bytes.as_mut_ptr() as u64 })?;
+    bpf(
+        OBJ_GET_INFO_BY_FD,
+        &mut InfoAttr {
+            fd: raw(fd),
+            len,
+            info: bytes.as_mut_ptr() as u64,
+        },
+    )?;
     Ok(info)
 }
 
@@ -268,11 +329,26 @@ pub struct Program {
 
 pub fn prog_info(program: BorrowedFd<'_>) -> io::Result<Program> {
     let mut map_ids = [0_u32; 64];
-    let mut info = ProgInfo { map_count: 64, map_ids: map_ids.as_mut_ptr() as u64, ..ProgInfo::default() };
+    let mut info = ProgInfo {
+        map_count: 64,
+        map_ids: map_ids.as_mut_ptr() as u64,
+        ..ProgInfo::default()
+    };
     let bytes = info.as_mut_bytes();
     let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
-    bpf(OBJ_GET_INFO_BY_FD, &mut InfoAttr { fd: raw(program), len, info: bytes.as_mut_ptr() as u64 })?;
-    let name = info.name.split(|&byte| byte == 0).next().unwrap_or_default();
+    bpf(
+        OBJ_GET_INFO_BY_FD,
+        &mut InfoAttr {
+            fd: raw(program),
+            len,
+            info: bytes.as_mut_ptr() as u64,
+        },
+    )?;
+    let name = info
+        .name
+        .split(|&byte| byte == 0)
+        .next()
+        .unwrap_or_default();
     Ok(Program {
         id: info.id,
         name: String::from_utf8_lossy(name).into_owned(),
@@ -288,5 +364,9 @@ pub fn grace_period() -> io::Result<()> {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: a system call without pointers.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

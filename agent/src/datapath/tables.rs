@@ -31,7 +31,13 @@ impl<K, V> KernelHash<K, V> {
         let info = sys::map_info(map.as_fd())?;
         check_size(name, info.key_size, size_of::<K>())?;
         check_size(name, info.value_size, size_of::<V>())?;
-        Ok(Self { map, name, flag, capacity: info.max_entries, rows: PhantomData })
+        Ok(Self {
+            map,
+            name,
+            flag,
+            capacity: info.max_entries,
+            rows: PhantomData,
+        })
     }
 }
 
@@ -39,7 +45,9 @@ fn check_size(name: &str, kernel: u32, ours: usize) -> io::Result<()> {
     if kernel as usize == ours {
         return Ok(());
     }
-    Err(io::Error::other(format!("map {name} has rows of {kernel} bytes where this agent has {ours}")))
+    Err(io::Error::other(format!(
+        "map {name} has rows of {kernel} bytes where this agent has {ours}"
+    )))
 }
 
 impl<K, V> TableBackend<K, V> for KernelHash<K, V>
@@ -56,29 +64,43 @@ where
     }
 
     fn put(&mut self, key: K, value: V) -> Result<(), TableError> {
-        sys::map_update(self.map.as_fd(), key.as_bytes(), value.as_bytes(), sys::NO_EXIST).map_err(|error| {
-            match error.raw_os_error() {
-                Some(libc::E2BIG | libc::ENOMEM) => {
-                    TableError::Full { table: self.name, capacity: self.capacity, flag: self.flag }
-                }
-                _ => refused(self.name, "insert", &error),
-            }
+        sys::map_update(
+            self.map.as_fd(),
+            key.as_bytes(),
+            value.as_bytes(),
+            sys::NO_EXIST,
+        )
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::E2BIG | libc::ENOMEM) => TableError::Full {
+                table: self.name,
+                capacity: self.capacity,
+                flag: self.flag,
+            },
+            _ => refused(self.name, "insert", &error),
         })
     }
 
     fn remove(&mut self, key: K) -> Result<(), TableError> {
-        sys::map_delete(self.map.as_fd(), key.as_bytes()).map(drop).map_err(|error| refused(self.name, "delete", &error))
+        sys::map_delete(self.map.as_fd(), key.as_bytes())
+            .map(drop)
+            .map_err(|error| refused(self.name, "delete", &error))
     }
 
     fn for_each(&self, visit: &mut dyn FnMut(K, V)) -> Result<(), TableError> {
         let mut last: Option<K> = None;
         let mut next = K::new_zeroed();
         let failed = |error: io::Error| refused(self.name, "read", &error);
-        while sys::map_next_key(self.map.as_fd(), last.as_ref().map(IntoBytes::as_bytes), next.as_mut_bytes())
-            .map_err(failed)?
+        while sys::map_next_key(
+            self.map.as_fd(),
+            last.as_ref().map(IntoBytes::as_bytes),
+            next.as_mut_bytes(),
+        )
+        .map_err(failed)?
         {
             let mut value = V::new_zeroed();
-            if sys::map_lookup(self.map.as_fd(), next.as_bytes(), value.as_mut_bytes()).map_err(failed)? {
+            if sys::map_lookup(self.map.as_fd(), next.as_bytes(), value.as_mut_bytes())
+                .map_err(failed)?
+            {
                 let mut key = K::new_zeroed();
                 key.as_mut_bytes().copy_from_slice(next.as_bytes());
                 visit(key, value);
@@ -90,7 +112,11 @@ where
 }
 
 fn refused(table: &'static str, operation: &'static str, error: &io::Error) -> TableError {
-    TableError::KernelRefused { table, operation, cause: error.to_string() }
+    TableError::KernelRefused {
+        table,
+        operation,
+        cause: error.to_string(),
+    }
 }
 
 /// A BPF array, mapped into this process (`BPF_F_MMAPABLE`): a write is a store.
@@ -135,15 +161,32 @@ impl<V> MappedArray<V> {
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let rows = NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
-        Ok(Self { rows, bytes, name, capacity: info.max_entries, kind: PhantomData })
+        let rows = NonNull::new(address.cast())
+            .ok_or_else(|| io::Error::other("mmap returned address 0"))?;
+        Ok(Self {
+            rows,
+            bytes,
+            name,
+            capacity: info.max_entries,
+            kind: PhantomData,
+        })
     }
 
     /// The words of row `index`.
     fn words(&self, index: u32) -> &[AtomicU64] {
-        assert!(index < self.capacity, "row {index} of {} in {}", self.capacity, self.name);
+        assert!(
+            index < self.capacity,
+            "row {index} of {} in {}",
+            self.capacity,
+            self.name
+        );
         // SAFETY: the mapping holds `capacity` rows of `WORDS` words, page-aligned, for as long as `self` lives.
-        unsafe { std::slice::from_raw_parts(self.rows.as_ptr().add(index as usize * Self::WORDS), Self::WORDS) }
+        unsafe {
+            std::slice::from_raw_parts(
+                self.rows.as_ptr().add(index as usize * Self::WORDS),
+                Self::WORDS,
+            )
+        }
     }
 }
 
@@ -152,7 +195,11 @@ impl<V: IntoBytes + FromBytes + Immutable> MappedArray<V> {
     #[must_use]
     pub fn get(&self, index: u32) -> V {
         let mut value = V::new_zeroed();
-        for (bytes, word) in value.as_mut_bytes().chunks_exact_mut(8).zip(self.words(index)) {
+        for (bytes, word) in value
+            .as_mut_bytes()
+            .chunks_exact_mut(8)
+            .zip(self.words(index))
+        {
             bytes.copy_from_slice(&word.load(Ordering::Acquire).to_ne_bytes());
         }
         value
@@ -194,7 +241,11 @@ impl<V: IntoBytes + FromBytes + Immutable> TableBackend<u32, V> for MappedArray<
 
     fn for_each(&self, visit: &mut dyn FnMut(u32, V)) -> Result<(), TableError> {
         for index in 0..self.capacity {
-            if self.words(index).iter().any(|word| word.load(Ordering::Relaxed) != 0) {
+            if self
+                .words(index)
+                .iter()
+                .any(|word| word.load(Ordering::Relaxed) != 0)
+            {
                 visit(index, self.get(index));
             }
         }
@@ -210,7 +261,11 @@ pub fn read_counters(map: &OwnedFd, count: u32) -> io::Result<Vec<u64>> {
     let mut values = vec![0_u64; possible_cpus()?];
     (0..count)
         .map(|index| {
-            sys::map_lookup(map.as_fd(), index.as_bytes(), values.as_mut_slice().as_mut_bytes())?;
+            sys::map_lookup(
+                map.as_fd(),
+                index.as_bytes(),
+                values.as_mut_slice().as_mut_bytes(),
+            )?;
             Ok(values.iter().sum())
         })
         .collect()
@@ -223,7 +278,12 @@ fn possible_cpus() -> io::Result<usize> {
         .split(',')
         .map(|range| {
             let (first, last) = range.split_once('-').unwrap_or((range, range));
-            Some(last.parse::<usize>().ok()?.checked_sub(first.parse().ok()?)? + 1)
+            Some(
+                last.parse::<usize>()
+                    .ok()?
+                    .checked_sub(first.parse().ok()?)?
+                    + 1,
+            )
         })
         .sum::<Option<usize>>()
         .ok_or_else(|| io::Error::other(format!("{FILE} says {text:?}")))

@@ -8,7 +8,9 @@ use crate::NetPort;
 /// A span of `tiers` tiers starts with `tiers - 1` [`TierHead`]s, those of the second tier and on; the first tier's
 /// slots follow at once. The commonest ring, of one tier, has no head at all. `Ring::EMPTY` has no tier.
 #[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct Ring(pub u64);
 
 impl Ring {
@@ -42,13 +44,16 @@ impl Ring {
     /// Index of the first tier's first slot.
     #[must_use]
     pub const fn first(self) -> u32 {
-        self.span().wrapping_add((self.tiers() as u32).saturating_sub(1))
+        self.span()
+            .wrapping_add((self.tiers() as u32).saturating_sub(1))
     }
 }
 
 /// Value of `slots` in a tier: one share of the service's connections. One aligned 64-bit word.
 #[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct Slot(pub u64);
 
 impl Slot {
@@ -72,7 +77,9 @@ impl Slot {
 
 /// Value of `slots` at the head of a span: a later tier's place. `offset` counts from the span's first slot.
 #[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct TierHead(pub u64);
 
 impl TierHead {
@@ -105,7 +112,9 @@ pub mod backend_state {
 /// Value of `backends`, indexed by backend id: one endpoint of one service. But for `state` it never changes while a
 /// slot names it, so that a program can read it without a lock.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct BackendRow {
     /// IPv6, or IPv4 mapped; four words in network order.
     pub address: [u32; 4],

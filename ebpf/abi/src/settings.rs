@@ -14,7 +14,10 @@ pub struct Cidr4 {
 
 impl Cidr4 {
     /// Matches no address.
-    pub const UNUSED: Self = Self { base: u32::MAX, mask: 0 };
+    pub const UNUSED: Self = Self {
+        base: u32::MAX,
+        mask: 0,
+    };
 }
 
 /// A range of IPv6 addresses, like [`Cidr4`].
@@ -28,7 +31,10 @@ pub struct Cidr6 {
 
 impl Cidr6 {
     /// Matches no address.
-    pub const UNUSED: Self = Self { base: [u32::MAX; 4], mask: [0; 4] };
+    pub const UNUSED: Self = Self {
+        base: [u32::MAX; 4],
+        mask: [0; 4],
+    };
 }
 
 /// Value 0 of `settings`: what programs need to know besides services.

@@ -9,7 +9,9 @@ use core::arch::asm;
 #[inline(always)]
 pub unsafe fn add(word: *mut u64, value: u64) {
     // SAFETY: one instruction on the caller's word.
-    unsafe { asm!("lock *(u64 *)({word} + 0) += {value}", word = in(reg) word, value = in(reg) value) };
+    unsafe {
+        asm!("lock *(u64 *)({word} + 0) += {value}", word = in(reg) word, value = in(reg) value)
+    };
 }
 
 /// Writes `new` if the word holds `expected`; says whether it did.

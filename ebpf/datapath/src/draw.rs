@@ -11,7 +11,10 @@ pub fn draw(ring: Ring, random: u32) -> Option<u32> {
         return None;
     }
     let nth = (u64::from(random) * u64::from(ring.len())) >> 32;
-    #[expect(clippy::cast_possible_truncation, reason = "the product's upper half is below `len`, a u32")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the product's upper half is below `len`, a u32"
+    )]
     let nth = nth as u32;
     Some(ring.first().wrapping_add(nth))
 }
@@ -29,7 +32,10 @@ pub enum Drawn {
 #[inline(always)]
 #[must_use]
 pub fn judge(service: u32, slot: Slot, backend: &BackendRow) -> Drawn {
-    if slot.service() == service && backend.service == service && backend.state == backend_state::LIVE {
+    if slot.service() == service
+        && backend.service == service
+        && backend.state == backend_state::LIVE
+    {
         Drawn::Ours
     } else {
         Drawn::Moved
@@ -68,12 +74,29 @@ mod tests {
 
     #[test]
     fn a_slot_of_another_service_is_never_believed() {
-        let live = BackendRow { service: 7, state: backend_state::LIVE, ..BackendRow::default() };
+        let live = BackendRow {
+            service: 7,
+            state: backend_state::LIVE,
+            ..BackendRow::default()
+        };
         assert_eq!(judge(7, Slot::new(1, 7), &live), Drawn::Ours);
         assert_eq!(judge(7, Slot::new(1, 8), &live), Drawn::Moved);
         assert_eq!(judge(7, Slot::FREE, &live), Drawn::Moved);
-        assert_eq!(judge(7, Slot::new(1, 7), &BackendRow { service: 8, ..live }), Drawn::Moved);
-        assert_eq!(judge(7, Slot::new(1, 7), &BackendRow { state: backend_state::FREE, ..live }), Drawn::Moved);
+        assert_eq!(
+            judge(7, Slot::new(1, 7), &BackendRow { service: 8, ..live }),
+            Drawn::Moved
+        );
+        assert_eq!(
+            judge(
+                7,
+                Slot::new(1, 7),
+                &BackendRow {
+                    state: backend_state::FREE,
+                    ..live
+                }
+            ),
+            Drawn::Moved
+        );
     }
 
     proptest! {

@@ -17,7 +17,11 @@ pub const fn protocol(ip_protocol: u32) -> Option<u16> {
 #[inline(always)]
 #[must_use]
 pub const fn mapped_v4(address: [u32; 4]) -> Option<u32> {
-    if address[0] == 0 && address[1] == 0 && address[2] == 0xffff_u32.to_be() { Some(address[3]) } else { None }
+    if address[0] == 0 && address[1] == 0 && address[2] == 0xffff_u32.to_be() {
+        Some(address[3])
+    } else {
+        None
+    }
 }
 
 #[inline(always)]
@@ -44,7 +48,10 @@ mod tests {
         let v4 = 0x0a01_0203_u32.to_be();
         assert_eq!(mapped_v4([0, 0, 0xffff_u32.to_be(), v4]), Some(v4));
         assert_eq!(mapped_v4([0, 0, 0, v4]), None);
-        assert_eq!(mapped_v4([0xfd00_0000_u32.to_be(), 0, 0xffff_u32.to_be(), v4]), None);
+        assert_eq!(
+            mapped_v4([0xfd00_0000_u32.to_be(), 0, 0xffff_u32.to_be(), v4]),
+            None
+        );
     }
 
     #[test]
@@ -52,7 +59,10 @@ mod tests {
         assert!(!in_cidr4(&Cidr4::UNUSED, 0));
         assert!(!in_cidr4(&Cidr4::UNUSED, u32::MAX));
         assert!(!in_cidr6(&Cidr6::UNUSED, [u32::MAX; 4]));
-        let ten = Cidr4 { base: 0x0a60_0000_u32.to_be(), mask: 0xfff0_0000_u32.to_be() };
+        let ten = Cidr4 {
+            base: 0x0a60_0000_u32.to_be(),
+            mask: 0xfff0_0000_u32.to_be(),
+        };
         assert!(in_cidr4(&ten, 0x0a6f_ffff_u32.to_be()));
         assert!(!in_cidr4(&ten, 0x0a70_0000_u32.to_be()));
     }

@@ -3,8 +3,8 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use isthmus_abi::{
-    BackendRow, ClientWord, Counter, Frontend4Key, Frontend6Key, FrontendValue, Ring, SOCKET_SLOTS, Settings, Slot,
-    SocketRow, SpillKey,
+    BackendRow, ClientWord, Counter, Frontend4Key, Frontend6Key, FrontendValue, Ring, SOCKET_SLOTS,
+    Settings, Slot, SocketRow, SpillKey,
 };
 
 /// Lets user space map an array into its memory (`BPF_F_MMAPABLE`), and puts its first row on a page's start.
@@ -41,7 +41,8 @@ pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::C
 pub static SOCKETS: Array<SocketRow> = Array::with_max_entries(SOCKET_SLOTS, MMAPABLE);
 
 #[map(name = "sockets_spilled")]
-pub static SOCKETS_SPILLED: LruHashMap<SpillKey, SocketRow> = LruHashMap::with_max_entries(16384, 0);
+pub static SOCKETS_SPILLED: LruHashMap<SpillKey, SocketRow> =
+    LruHashMap::with_max_entries(16384, 0);
 
 /// Adds one to a counter of this CPU.
 #[inline(always)]

@@ -53,7 +53,11 @@ impl Kind {
 }
 
 fn socket_type(protocol: Protocol) -> Type {
-    if protocol == Protocol::Udp { Type::DGRAM } else { Type::STREAM }
+    if protocol == Protocol::Udp {
+        Type::DGRAM
+    } else {
+        Type::STREAM
+    }
 }
 
 fn open(kind: Kind, protocol: Protocol) -> io::Result<Socket> {
@@ -70,21 +74,28 @@ fn connect(socket: &Socket, kind: Kind, to: SocketAddr) -> io::Result<()> {
         Kind::NonBlocking => {
             socket.set_nonblocking(true)?;
             match socket.connect(&to.into()) {
-                Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => wait_writable(socket),
+                Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
+                    wait_writable(socket)
+                }
                 other => other,
             }
         }
-        Kind::FastOpen => {
-            socket.send_to_with_flags(b"x", &SockAddr::from(to), libc::MSG_FASTOPEN).map(drop)
-        }
-        _ => socket.connect_timeout(&to.into(), Duration::from_secs(2)).and_then(|()| socket.set_nonblocking(false)),
+        Kind::FastOpen => socket
+            .send_to_with_flags(b"x", &SockAddr::from(to), libc::MSG_FASTOPEN)
+            .map(drop),
+        _ => socket
+            .connect_timeout(&to.into(), Duration::from_secs(2))
+            .and_then(|()| socket.set_nonblocking(false)),
     }
 }
 
 fn wait_writable(socket: &Socket) -> io::Result<()> {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::os::fd::AsFd;
-    poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)], PollTimeout::from(2000_u16))?;
+    poll(
+        &mut [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)],
+        PollTimeout::from(2000_u16),
+    )?;
     socket.take_error()?.map_or(Ok(()), Err)
 }
 
@@ -110,22 +121,59 @@ fn service_index(kind: Kind, protocol: Protocol) -> u32 {
 pub fn rows() -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for protocol in [Protocol::Tcp, Protocol::Udp] {
-        for kind in [Kind::V4, Kind::V6, Kind::Mapped, Kind::NonBlocking, Kind::FastOpen, Kind::Mptcp] {
+        for kind in [
+            Kind::V4,
+            Kind::V6,
+            Kind::Mapped,
+            Kind::NonBlocking,
+            Kind::FastOpen,
+            Kind::Mptcp,
+        ] {
             if protocol == Protocol::Udp && matches!(kind, Kind::FastOpen | Kind::Mptcp) {
                 continue;
             }
             let name = |what: &str| format!("{protocol} {kind:?}: {what}");
-            rows.push((name("a service"), Box::new(move |world| reaches(world, kind, protocol))));
-            rows.push((name("no backend"), Box::new(move |world| refused_without_backend(world, kind, protocol))));
-            rows.push((name("reused descriptor"), Box::new(move |world| reused(world, kind, protocol))));
-            rows.push((name("straight to the backend"), Box::new(move |world| straight(world, kind, protocol))));
+            rows.push((
+                name("a service"),
+                Box::new(move |world| reaches(world, kind, protocol)),
+            ));
+            rows.push((
+                name("no backend"),
+                Box::new(move |world| refused_without_backend(world, kind, protocol)),
+            ));
+            rows.push((
+                name("reused descriptor"),
+                Box::new(move |world| reused(world, kind, protocol)),
+            ));
+            rows.push((
+                name("straight to the backend"),
+                Box::new(move |world| straight(world, kind, protocol)),
+            ));
         }
-        rows.push((format!("{protocol} V6ONLY: a mapped service"), Box::new(move |_| v6only(protocol))));
-        rows.push((format!("{protocol}: unknown port of a service"), Box::new(move |world| unknown_port(world, protocol))));
-        rows.push((format!("{protocol}: nobody's address in the service CIDR"), Box::new(move |_| nobody(protocol))));
-        rows.push((format!("{protocol}: refuse with EHOSTUNREACH"), Box::new(move |world| unreachable(world, protocol))));
-        rows.push((format!("{protocol}: four backends, even shares"), Box::new(move |world| shares(world, protocol))));
-        rows.push((format!("{protocol}: client out of scope"), Box::new(move |world| out_of_scope(world, protocol))));
+        rows.push((
+            format!("{protocol} V6ONLY: a mapped service"),
+            Box::new(move |_| v6only(protocol)),
+        ));
+        rows.push((
+            format!("{protocol}: unknown port of a service"),
+            Box::new(move |world| unknown_port(world, protocol)),
+        ));
+        rows.push((
+            format!("{protocol}: nobody's address in the service CIDR"),
+            Box::new(move |_| nobody(protocol)),
+        ));
+        rows.push((
+            format!("{protocol}: refuse with EHOSTUNREACH"),
+            Box::new(move |world| unreachable(world, protocol)),
+        ));
+        rows.push((
+            format!("{protocol}: four backends, even shares"),
+            Box::new(move |world| shares(world, protocol)),
+        ));
+        rows.push((
+            format!("{protocol}: client out of scope"),
+            Box::new(move |world| out_of_scope(world, protocol)),
+        ));
     }
     rows
 }
@@ -134,7 +182,9 @@ pub fn rows() -> Vec<Row> {
 fn open_or_absent(kind: Kind, protocol: Protocol) -> anyhow::Result<Option<Socket>> {
     match open(kind, protocol) {
         Ok(socket) => Ok(Some(socket)),
-        Err(error) if kind == Kind::Mptcp && error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => {
+        Err(error)
+            if kind == Kind::Mptcp && error.raw_os_error() == Some(libc::EPROTONOSUPPORT) =>
+        {
             println!("    (this kernel has no MPTCP)");
             Ok(None)
         }
@@ -143,10 +193,16 @@ fn open_or_absent(kind: Kind, protocol: Protocol) -> anyhow::Result<Option<Socke
 }
 
 fn reaches(world: &mut World, kind: Kind, protocol: Protocol) -> anyhow::Result<()> {
-    let Some(socket) = open_or_absent(kind, protocol)? else { return Ok(()) };
+    let Some(socket) = open_or_absent(kind, protocol)? else {
+        return Ok(());
+    };
     connect(&socket, kind, kind.service()).context("connect")?;
     let seen = peer(&socket)?;
-    ensure!(seen == kind.service(), "getpeername says {seen}, not the service {}", kind.service());
+    ensure!(
+        seen == kind.service(),
+        "getpeername says {seen}, not the service {}",
+        kind.service()
+    );
     let counted = sent_to(world, service_index(kind, protocol))?;
     ensure!(counted == 1, "the kernel counted {counted} connects");
     // The other end is the backend's own listener only if bytes arrive there: a UDP datagram, or a TCP handshake,
@@ -158,9 +214,20 @@ fn reaches(world: &mut World, kind: Kind, protocol: Protocol) -> anyhow::Result<
     Ok(())
 }
 
-fn refused_without_backend(world: &mut World, kind: Kind, protocol: Protocol) -> anyhow::Result<()> {
-    let Some(socket) = open_or_absent(kind, protocol)? else { return Ok(()) };
-    world.service(service_index(kind, protocol), unmapped(kind.service()).ip(), protocol, &[])?;
+fn refused_without_backend(
+    world: &mut World,
+    kind: Kind,
+    protocol: Protocol,
+) -> anyhow::Result<()> {
+    let Some(socket) = open_or_absent(kind, protocol)? else {
+        return Ok(());
+    };
+    world.service(
+        service_index(kind, protocol),
+        unmapped(kind.service()).ip(),
+        protocol,
+        &[],
+    )?;
     expect_errno(connect(&socket, kind, kind.service()), libc::ECONNREFUSED)?;
     world.expect_counter(Counter::RefusedNoBackend, 1)
 }
@@ -174,7 +241,9 @@ fn reused(world: &mut World, kind: Kind, protocol: Protocol) -> anyhow::Result<(
     if kind == Kind::FastOpen {
         return Ok(());
     }
-    let Some(socket) = open_or_absent(kind, protocol)? else { return Ok(()) };
+    let Some(socket) = open_or_absent(kind, protocol)? else {
+        return Ok(());
+    };
     connect(&socket, kind, kind.service()).context("first connect")?;
     if let Err(errno) = connect_unspec(&socket) {
         // MPTCP sockets cannot be disconnected on every kernel; then there is no reuse to be wrong about.
@@ -189,7 +258,10 @@ fn reused(world: &mut World, kind: Kind, protocol: Protocol) -> anyhow::Result<(
     }
     connect(&socket, kind, straight).context("second connect, to the backend itself")?;
     let seen = peer(&socket)?;
-    ensure!(seen == straight, "getpeername says {seen} after a connect to {straight}");
+    ensure!(
+        seen == straight,
+        "getpeername says {seen} after a connect to {straight}"
+    );
     Ok(())
 }
 
@@ -198,13 +270,18 @@ fn straight(world: &mut World, kind: Kind, protocol: Protocol) -> anyhow::Result
     if kind == Kind::Mapped {
         return Ok(());
     }
-    let Some(socket) = open_or_absent(kind, protocol)? else { return Ok(()) };
+    let Some(socket) = open_or_absent(kind, protocol)? else {
+        return Ok(());
+    };
     let backend = kind.backend(world);
     connect(&socket, kind, backend).context("connect")?;
     let seen = peer(&socket)?;
     ensure!(seen == backend, "getpeername says {seen}, not {backend}");
     let counted = sent_to(world, service_index(kind, protocol))?;
-    ensure!(counted == 0, "the kernel counted {counted} connects to the service");
+    ensure!(
+        counted == 0,
+        "the kernel counted {counted} connects to the service"
+    );
     Ok(())
 }
 
@@ -217,9 +294,15 @@ fn v6only(protocol: Protocol) -> anyhow::Result<()> {
 }
 
 fn unknown_port(world: &mut World, protocol: Protocol) -> anyhow::Result<()> {
-    for (domain, ip) in [(Domain::IPV4, IpAddr::from(SERVICE4)), (Domain::IPV6, SERVICE6.into())] {
+    for (domain, ip) in [
+        (Domain::IPV4, IpAddr::from(SERVICE4)),
+        (Domain::IPV6, SERVICE6.into()),
+    ] {
         let socket = Socket::new(domain, socket_type(protocol), None)?;
-        expect_errno(socket.connect(&SocketAddr::new(ip, 81).into()), libc::ECONNREFUSED)?;
+        expect_errno(
+            socket.connect(&SocketAddr::new(ip, 81).into()),
+            libc::ECONNREFUSED,
+        )?;
     }
     world.expect_counter(Counter::RefusedUnknownPort, 2)
 }
@@ -227,14 +310,25 @@ fn unknown_port(world: &mut World, protocol: Protocol) -> anyhow::Result<()> {
 /// Somebody else may serve it: it passes, and the namespace has no route to it.
 fn nobody(protocol: Protocol) -> anyhow::Result<()> {
     let socket = Socket::new(Domain::IPV4, socket_type(protocol), None)?;
-    expect_errno(socket.connect(&SocketAddr::from((NOBODY4, SERVICE_PORT)).into()), libc::ENETUNREACH)
+    expect_errno(
+        socket.connect(&SocketAddr::from((NOBODY4, SERVICE_PORT)).into()),
+        libc::ENETUNREACH,
+    )
 }
 
 fn unreachable(world: &mut World, protocol: Protocol) -> anyhow::Result<()> {
     world.start(|config| config.refuse_errno = libc::EHOSTUNREACH.cast_unsigned())?;
-    world.service(service_index(Kind::V4, protocol), SERVICE4.into(), protocol, &[])?;
+    world.service(
+        service_index(Kind::V4, protocol),
+        SERVICE4.into(),
+        protocol,
+        &[],
+    )?;
     let socket = open(Kind::V4, protocol)?;
-    expect_errno(socket.connect(&Kind::V4.service().into()), libc::EHOSTUNREACH)
+    expect_errno(
+        socket.connect(&Kind::V4.service().into()),
+        libc::EHOSTUNREACH,
+    )
 }
 
 fn shares(world: &mut World, protocol: Protocol) -> anyhow::Result<()> {
@@ -248,10 +342,20 @@ fn shares(world: &mut World, protocol: Protocol) -> anyhow::Result<()> {
         socket.connect(&Kind::V4.service().into())?;
         world.drain()?;
     }
-    let counts = (0..4).map(|nth| world.connects(service * 4 + nth)).collect::<anyhow::Result<Vec<_>>>()?;
-    ensure!(counts.iter().sum::<u64>() == CONNECTS, "{counts:?} is not {CONNECTS} in all");
+    let counts = (0..4)
+        .map(|nth| world.connects(service * 4 + nth))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    ensure!(
+        counts.iter().sum::<u64>() == CONNECTS,
+        "{counts:?} is not {CONNECTS} in all"
+    );
     // Five standard deviations of a binomial share of a quarter.
-    ensure!(counts.iter().all(|count| count.abs_diff(CONNECTS / 4) < 137), "{counts:?} are not even");
+    ensure!(
+        counts
+            .iter()
+            .all(|count| count.abs_diff(CONNECTS / 4) < 137),
+        "{counts:?} are not even"
+    );
     Ok(())
 }
 
@@ -263,7 +367,10 @@ fn out_of_scope(world: &mut World, protocol: Protocol) -> anyhow::Result<()> {
     let elsewhere = std::thread::spawn(move || -> anyhow::Result<()> {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
         let socket = open(Kind::V4, protocol)?;
-        expect_errno(socket.connect(&Kind::V4.service().into()), libc::ENETUNREACH)
+        expect_errno(
+            socket.connect(&Kind::V4.service().into()),
+            libc::ENETUNREACH,
+        )
     });
     match elsewhere.join() {
         Ok(result) => result.context("another namespace")?,
@@ -277,7 +384,10 @@ pub fn expect_errno(result: io::Result<()>, wanted: i32) -> anyhow::Result<()> {
     match result {
         Ok(()) => bail!("the call succeeded; {wanted_name} was expected"),
         Err(error) => {
-            ensure!(error.raw_os_error() == Some(wanted), "{error}; {wanted_name} was expected");
+            ensure!(
+                error.raw_os_error() == Some(wanted),
+                "{error}; {wanted_name} was expected"
+            );
             Ok(())
         }
     }

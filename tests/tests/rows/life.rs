@@ -12,13 +12,27 @@ use super::connect::expect_errno;
 use super::world::{SERVICE_PORT, SERVICE4, TCP4, UDP4, World};
 
 pub fn rows() -> Vec<Row> {
-    let row = |name: &str, row: fn(&mut World) -> anyhow::Result<()>| -> Row { (name.to_owned(), Box::new(row)) };
+    let row = |name: &str, row: fn(&mut World) -> anyhow::Result<()>| -> Row {
+        (name.to_owned(), Box::new(row))
+    };
     vec![
-        row("restart: links keep their ids and the maps their rows", restart),
-        row("other sizes: new maps, the same links, sockets still remember", other_version),
+        row(
+            "restart: links keep their ids and the maps their rows",
+            restart,
+        ),
+        row(
+            "other sizes: new maps, the same links, sockets still remember",
+            other_version,
+        ),
         row("3,000 live sockets: each remembers its own service", crowd),
-        row("a slot of another service is drawn again, then refused", foreign_slot),
-        row("two tiers: the second stands behind its head and is not drawn", two_tiers),
+        row(
+            "a slot of another service is drawn again, then refused",
+            foreign_slot,
+        ),
+        row(
+            "two tiers: the second stands behind its head and is not drawn",
+            two_tiers,
+        ),
     ]
 }
 
@@ -32,16 +46,35 @@ fn udp() -> std::io::Result<Socket> {
 
 fn link_ids(world: &World) -> Vec<Vec<Option<u32>>> {
     let hooks = world.datapath().hooks();
-    hooks.iter().map(|hook| hook.programs.iter().map(|program| program.link_id).collect()).collect()
+    hooks
+        .iter()
+        .map(|hook| {
+            hook.programs
+                .iter()
+                .map(|program| program.link_id)
+                .collect()
+        })
+        .collect()
 }
 
 fn restart(world: &mut World) -> anyhow::Result<()> {
     let before = link_ids(world);
-    ensure!(before.iter().all(|hook| hook.len() == 1 && hook[0].is_some()), "one program of ours a hook: {before:?}");
+    ensure!(
+        before
+            .iter()
+            .all(|hook| hook.len() == 1 && hook[0].is_some()),
+        "one program of ours a hook: {before:?}"
+    );
     world.start(|_| ())?;
-    ensure!(link_ids(world) == before, "links changed: {before:?} became {:?}", link_ids(world));
+    ensure!(
+        link_ids(world) == before,
+        "links changed: {before:?} became {:?}",
+        link_ids(world)
+    );
     let socket = udp()?;
-    socket.connect(&service().into()).context("the rows of before the restart")?;
+    socket
+        .connect(&service().into())
+        .context("the rows of before the restart")?;
     Ok(())
 }
 
@@ -50,9 +83,16 @@ fn other_version(world: &mut World) -> anyhow::Result<()> {
     let old = udp()?;
     old.connect(&service().into())?;
     world.start(|config| config.sizes.backends *= 2)?;
-    ensure!(link_ids(world) == before, "links changed: {before:?} became {:?}", link_ids(world));
+    ensure!(
+        link_ids(world) == before,
+        "links changed: {before:?} became {:?}",
+        link_ids(world)
+    );
     let seen = old.peer_addr()?.as_socket().context("an address")?;
-    ensure!(seen == service(), "a socket of the earlier version sees {seen}");
+    ensure!(
+        seen == service(),
+        "a socket of the earlier version sees {seen}"
+    );
     let versions = std::fs::read_dir(world.config().bpffs)?
         .flatten()
         .filter(|entry| entry.file_name().to_string_lossy().starts_with('v'))
@@ -80,13 +120,19 @@ fn crowd(world: &mut World) -> anyhow::Result<()> {
     for (nth, socket) in sockets.iter().enumerate() {
         socket.connect(&backend.into())?;
         let seen = socket.peer_addr()?.as_socket().context("an address")?;
-        ensure!(seen == backend, "socket {nth} of 3,000 sees {seen} after a connect to {backend}");
+        ensure!(
+            seen == backend,
+            "socket {nth} of 3,000 sees {seen} after a connect to {backend}"
+        );
     }
     Ok(())
 }
 
 fn foreign_slot(world: &mut World) -> anyhow::Result<()> {
-    world.tables().slots.put(UDP4 * 4, Slot::new(TCP4 * 4, TCP4))?;
+    world
+        .tables()
+        .slots
+        .put(UDP4 * 4, Slot::new(TCP4 * 4, TCP4))?;
     expect_errno(udp()?.connect(&service().into()), nix::libc::ECONNREFUSED)?;
     world.expect_counter(Counter::RefusedDrawGaveUp, 1)?;
     world.expect_counter(Counter::DrawRetried, u64::from(isthmus_abi::DRAW_TRIES))?;
@@ -100,7 +146,10 @@ fn two_tiers(world: &mut World) -> anyhow::Result<()> {
     let backend = world.backend4;
     let (near, far) = (UDP4 * 4, UDP4 * 4 + 1);
     world.backend(far, UDP4, Protocol::Udp, backend)?;
-    world.tables().slots.put(SPAN, Slot(isthmus_abi::TierHead::new(2, 1).0))?;
+    world
+        .tables()
+        .slots
+        .put(SPAN, Slot(isthmus_abi::TierHead::new(2, 1).0))?;
     world.tables().slots.put(SPAN + 1, Slot::new(near, UDP4))?;
     world.tables().slots.put(SPAN + 2, Slot::new(far, UDP4))?;
     world.tables().rings.put(UDP4, Ring::new(SPAN, 2, 1))?;

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use isthmus_abi::{
-    BackendRow, Counter, Frontend4Key, Frontend6Key, FrontendValue, NetPort, Ring, ScopeProtocol, Slot, backend_state,
+    BackendRow, Counter, Frontend4Key, Frontend6Key, FrontendValue, NetPort, Ring, ScopeProtocol,
+    Slot, backend_state,
 };
 use isthmus_agent::datapath::{Datapath, DatapathConfig, MapSizes, cleanup};
 use isthmus_core::model::{Address, Protocol};
@@ -25,7 +26,11 @@ pub const SERVICE_PORT: u16 = 80;
 const BACKEND4: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
 const BACKEND6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xb, 0, 0, 0, 0, 0, 1);
 
-pub const SIZES: MapSizes = MapSizes { services: 64, backends: 64, ring_slots: 256 };
+pub const SIZES: MapSizes = MapSizes {
+    services: 64,
+    backends: 64,
+    ring_slots: 256,
+};
 
 /// Services of the rows, by index.
 pub const TCP4: u32 = 1;
@@ -49,10 +54,24 @@ pub struct World {
 
 impl World {
     pub fn build() -> anyhow::Result<Self> {
-        ensure!(nix::unistd::geteuid().is_root(), "root is needed for namespaces, cgroups and BPF: run with sudo");
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "root is needed for namespaces, cgroups and BPF: run with sudo"
+        );
         unshare(CloneFlags::CLONE_NEWNET).context("a network namespace of its own")?;
         run("ip", &["link", "set", "lo", "up"])?;
-        run("ip", &["-6", "addr", "add", &format!("{BACKEND6}/128"), "dev", "lo", "nodad"])?;
+        run(
+            "ip",
+            &[
+                "-6",
+                "addr",
+                "add",
+                &format!("{BACKEND6}/128"),
+                "dev",
+                "lo",
+                "nodad",
+            ],
+        )?;
         let home = cgroup2().context("cgroup2")?;
         let cgroup = home.join(format!("isthmus-rows-{}", std::process::id()));
         fs::create_dir(&cgroup).with_context(|| format!("making {}", cgroup.display()))?;
@@ -90,7 +109,9 @@ impl World {
             bpffs: self.bpffs.clone(),
             cgroup: Some(self.cgroup.clone()),
             sizes: SIZES,
-            service_cidrs: ["10.96.0.0/12", "fd00:10:96::/108"].map(|cidr| cidr.parse().expect("a CIDR")).to_vec(),
+            service_cidrs: ["10.96.0.0/12", "fd00:10:96::/108"]
+                .map(|cidr| cidr.parse().expect("a CIDR"))
+                .to_vec(),
             translate_pods: true,
             refuse_unknown_port: true,
             refuse_errno: nix::libc::ECONNREFUSED.cast_unsigned(),
@@ -139,10 +160,14 @@ impl World {
         let tables = self.tables();
         let mut keys4 = Vec::new();
         tables.frontends4.for_each(&mut |key, _| keys4.push(key))?;
-        keys4.into_iter().try_for_each(|key| tables.frontends4.remove(key))?;
+        keys4
+            .into_iter()
+            .try_for_each(|key| tables.frontends4.remove(key))?;
         let mut keys6 = Vec::new();
         tables.frontends6.for_each(&mut |key, _| keys6.push(key))?;
-        keys6.into_iter().try_for_each(|key| tables.frontends6.remove(key))?;
+        keys6
+            .into_iter()
+            .try_for_each(|key| tables.frontends6.remove(key))?;
         for index in 0..SIZES.services {
             tables.rings.remove(index)?;
         }
@@ -161,17 +186,33 @@ impl World {
         protocol: Protocol,
         backends: &[SocketAddr],
     ) -> anyhow::Result<()> {
-        ensure!(backends.len() <= 4, "a row's service has at most 4 backends");
+        ensure!(
+            backends.len() <= 4,
+            "a row's service has at most 4 backends"
+        );
         for (id, backend) in (service * 4..).zip(backends) {
             self.backend(id, service, protocol, *backend)?;
             self.tables().slots.put(id, Slot::new(id, service))?;
         }
         let len = u32::try_from(backends.len())?;
-        self.tables().rings.put(service, if len == 0 { Ring::EMPTY } else { Ring::new(service * 4, 1, len) })?;
+        self.tables().rings.put(
+            service,
+            if len == 0 {
+                Ring::EMPTY
+            } else {
+                Ring::new(service * 4, 1, len)
+            },
+        )?;
         self.frontend(address, SERVICE_PORT, protocol.abi(), service)
     }
 
-    pub fn backend(&mut self, id: u32, service: u32, protocol: Protocol, at: SocketAddr) -> anyhow::Result<()> {
+    pub fn backend(
+        &mut self,
+        id: u32,
+        service: u32,
+        protocol: Protocol,
+        at: SocketAddr,
+    ) -> anyhow::Result<()> {
         let row = BackendRow {
             address: Address::from(at.ip()).words(),
             port: NetPort::from_host(at.port()).net(),
@@ -185,18 +226,35 @@ impl World {
         Ok(self.tables().backends.put(id, row)?)
     }
 
-    pub fn frontend(&mut self, address: IpAddr, port: u16, protocol: u16, service: u32) -> anyhow::Result<()> {
+    pub fn frontend(
+        &mut self,
+        address: IpAddr,
+        port: u16,
+        protocol: u16,
+        service: u32,
+    ) -> anyhow::Result<()> {
         let port = NetPort::from_host(port);
         let scope_protocol = ScopeProtocol::new(0, protocol);
-        let value = FrontendValue { service, reserved: 0 };
+        let value = FrontendValue {
+            service,
+            reserved: 0,
+        };
         match address {
             IpAddr::V4(v4) => {
-                let key = Frontend4Key { address: u32::from(v4).to_be(), port, scope_protocol };
+                let key = Frontend4Key {
+                    address: u32::from(v4).to_be(),
+                    port,
+                    scope_protocol,
+                };
                 self.tables().frontends4.remove(key)?;
                 self.tables().frontends4.put(key, value)?;
             }
             IpAddr::V6(_) => {
-                let key = Frontend6Key { address: Address::from(address).words(), port, scope_protocol };
+                let key = Frontend6Key {
+                    address: Address::from(address).words(),
+                    port,
+                    scope_protocol,
+                };
                 self.tables().frontends6.remove(key)?;
                 self.tables().frontends6.put(key, value)?;
             }
@@ -205,7 +263,10 @@ impl World {
     }
 
     pub fn connects(&self, backend: u32) -> anyhow::Result<u64> {
-        Ok(self.datapath().array::<u64>("backend_connects")?.get(backend))
+        Ok(self
+            .datapath()
+            .array::<u64>("backend_connects")?
+            .get(backend))
     }
 
     /// Accepts and closes what clients left in the listeners' queues.
@@ -218,10 +279,20 @@ impl World {
 
     /// A datagram has come, or comes within two seconds, to this backend's own socket.
     pub fn expect_datagram(&self, backend: SocketAddr) -> anyhow::Result<()> {
-        let socket = if backend.is_ipv4() { &self.udp[0] } else { &self.udp[1] };
+        let socket = if backend.is_ipv4() {
+            &self.udp[0]
+        } else {
+            &self.udp[1]
+        };
         let mut bytes = [0; 16];
-        let (len, _) = socket.recv_from(&mut bytes).with_context(|| format!("nothing came to {backend}"))?;
-        ensure!(&bytes[..len] == b"hello", "{:?} came to {backend}", &bytes[..len]);
+        let (len, _) = socket
+            .recv_from(&mut bytes)
+            .with_context(|| format!("nothing came to {backend}"))?;
+        ensure!(
+            &bytes[..len] == b"hello",
+            "{:?} came to {backend}",
+            &bytes[..len]
+        );
         Ok(())
     }
 
@@ -229,7 +300,10 @@ impl World {
     pub fn expect_counter(&self, counter: Counter, wanted: u64) -> anyhow::Result<()> {
         let place = counter as usize;
         let gained = self.datapath().counters()?[place] - self.counters[place];
-        ensure!(gained == wanted, "{counter:?} gained {gained}, not {wanted}");
+        ensure!(
+            gained == wanted,
+            "{counter:?} gained {gained}, not {wanted}"
+        );
         Ok(())
     }
 
@@ -251,7 +325,10 @@ impl World {
 }
 
 fn run(program: &str, args: &[&str]) -> anyhow::Result<()> {
-    let status = Command::new(program).args(args).status().with_context(|| format!("starting {program}"))?;
+    let status = Command::new(program)
+        .args(args)
+        .status()
+        .with_context(|| format!("starting {program}"))?;
     ensure!(status.success(), "{program} {} failed", args.join(" "));
     Ok(())
 }
@@ -261,7 +338,8 @@ fn cgroup2() -> anyhow::Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let found = mounts.lines().find_map(|line| {
         let (mount, kind) = line.split_once(" - ")?;
-        kind.starts_with("cgroup2 ").then(|| mount.split(' ').nth(4).map(PathBuf::from))?
+        kind.starts_with("cgroup2 ")
+            .then(|| mount.split(' ').nth(4).map(PathBuf::from))?
     });
     if let Some(path) = found {
         return Ok(path);
@@ -269,6 +347,12 @@ fn cgroup2() -> anyhow::Result<PathBuf> {
     let none = None::<&str>;
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-    mount(Some("none"), Path::new("/sys/fs/cgroup"), Some("cgroup2"), MsFlags::empty(), none)?;
+    mount(
+        Some("none"),
+        Path::new("/sys/fs/cgroup"),
+        Some("cgroup2"),
+        MsFlags::empty(),
+        none,
+    )?;
     Ok("/sys/fs/cgroup".into())
 }

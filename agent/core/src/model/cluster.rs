@@ -23,7 +23,11 @@ impl ClusterId {
 impl TryFrom<u16> for ClusterId {
     type Error = InvalidClusterId;
     fn try_from(id: u16) -> Result<Self, Self::Error> {
-        if (1..=511).contains(&id) { Ok(Self(id)) } else { Err(InvalidClusterId(u64::from(id))) }
+        if (1..=511).contains(&id) {
+            Ok(Self(id))
+        } else {
+            Err(InvalidClusterId(u64::from(id)))
+        }
     }
 }
 
@@ -36,7 +40,9 @@ impl From<ClusterId> for u16 {
 impl FromStr for ClusterId {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let id: u16 = text.parse().map_err(|_| format!("cluster id {text:?} is not 1..511"))?;
+        let id: u16 = text
+            .parse()
+            .map_err(|_| format!("cluster id {text:?} is not 1..511"))?;
         Self::try_from(id).map_err(|e| e.to_string())
     }
 }
@@ -119,7 +125,17 @@ mod tests {
         for good in ["a", "east", "us-west-2", "0", &"a".repeat(32)] {
             assert!(good.parse::<ClusterName>().is_ok(), "{good}");
         }
-        for bad in ["", "-a", "a-", "East", "a.b", "a_b", &"a".repeat(33), "default", "é"] {
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "East",
+            "a.b",
+            "a_b",
+            &"a".repeat(33),
+            "default",
+            "é",
+        ] {
             assert!(bad.parse::<ClusterName>().is_err(), "{bad}");
         }
     }

@@ -15,7 +15,10 @@ pub struct ObjectName {
 impl ObjectName {
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 }
 
@@ -122,7 +125,10 @@ pub struct EndpointKey {
 impl EndpointRow {
     #[must_use]
     pub fn key(&self) -> EndpointKey {
-        EndpointKey { service: self.service.clone(), address: self.address }
+        EndpointKey {
+            service: self.service.clone(),
+            address: self.address,
+        }
     }
 }
 

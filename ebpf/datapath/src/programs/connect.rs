@@ -7,8 +7,8 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retva
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use isthmus_abi::{
-    BackendRow, CIDRS_MAX, Counter, DRAW_TRIES, Frontend4Key, Frontend6Key, NetPort, Refusal, ScopeProtocol, Settings,
-    client,
+    BackendRow, CIDRS_MAX, Counter, DRAW_TRIES, Frontend4Key, Frontend6Key, NetPort, Refusal,
+    ScopeProtocol, Settings, client,
 };
 use isthmus_datapath::{Drawn, draw, in_cidr4, in_cidr6, judge, mapped_v4, protocol};
 
@@ -27,13 +27,21 @@ const DENY: i32 = 0;
 pub fn connect4(ctx: SockAddrContext) -> i32 {
     let call = ctx.sock_addr;
     // SAFETY: the kernel hands the program a valid context; these fields are readable in this program type.
-    let (address, port, ip_protocol) =
-        unsafe { (read_volatile(addr_of!((*call).user_ip4)), user_port(call), read_volatile(addr_of!((*call).protocol))) };
-    let Some(protocol) = protocol(ip_protocol) else { return ALLOW };
+    let (address, port, ip_protocol) = unsafe {
+        (
+            read_volatile(addr_of!((*call).user_ip4)),
+            user_port(call),
+            read_volatile(addr_of!((*call).protocol)),
+        )
+    };
+    let Some(protocol) = protocol(ip_protocol) else {
+        return ALLOW;
+    };
+    let peer = [0, 0, 0xffff_u32.to_be(), address];
     match look_up4(address, port, protocol) {
         Hit::Service(service) => match pick(&ctx, service) {
             Pick::Backend(id, backend) => {
-                socket::remember(&ctx, [0, 0, 0xffff_u32.to_be(), address], port, id, backend);
+                socket::remember(&ctx, peer, port, id, backend);
                 // SAFETY: writable fields of this context; the verifier checks offset and width.
                 unsafe {
                     write_volatile(addr_of_mut!((*call).user_ip4), backend.address[3]);
@@ -53,9 +61,16 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
 pub fn connect6(ctx: SockAddrContext) -> i32 {
     let call = ctx.sock_addr;
     // SAFETY: as in `connect4`.
-    let (address, port, ip_protocol) =
-        unsafe { (user_ip6(call), user_port(call), read_volatile(addr_of!((*call).protocol))) };
-    let Some(protocol) = protocol(ip_protocol) else { return ALLOW };
+    let (address, port, ip_protocol) = unsafe {
+        (
+            user_ip6(call),
+            user_port(call),
+            read_volatile(addr_of!((*call).protocol)),
+        )
+    };
+    let Some(protocol) = protocol(ip_protocol) else {
+        return ALLOW;
+    };
     let hit = match mapped_v4(address) {
         Some(v4) => look_up4(v4, port, protocol),
         None => look_up6(address, port, protocol),
@@ -90,14 +105,22 @@ enum Hit {
 
 #[inline(always)]
 fn look_up4(address: u32, port: NetPort, protocol: u16) -> Hit {
-    let key = Frontend4Key { address, port, scope_protocol: ScopeProtocol::new(0, protocol) };
+    let key = Frontend4Key {
+        address,
+        port,
+        scope_protocol: ScopeProtocol::new(0, protocol),
+    };
     // SAFETY: a frontend's row is never replaced, and its place is not used again before every program that could
     // hold it has ended: the agent waits for that.
     if let Some(value) = unsafe { FRONTENDS4.get(&key) } {
         return Hit::Service(value.service);
     }
-    let Some(settings) = SETTINGS.get(0) else { return Hit::None };
-    if settings.refuse_unknown_port == 0 || !(0..CIDRS_MAX).any(|i| in_cidr4(&settings.service_cidrs4[i], address)) {
+    let Some(settings) = SETTINGS.get(0) else {
+        return Hit::None;
+    };
+    if settings.refuse_unknown_port == 0
+        || !(0..CIDRS_MAX).any(|i| in_cidr4(&settings.service_cidrs4[i], address))
+    {
         return Hit::None;
     }
     let own = Frontend4Key {
@@ -105,18 +128,30 @@ fn look_up4(address: u32, port: NetPort, protocol: u16) -> Hit {
         port: NetPort::from_net(0),
         scope_protocol: ScopeProtocol::new(0, ScopeProtocol::ADDRESS_ONLY),
     };
-    if FRONTENDS4.get_ptr(&own).is_some() { Hit::UnknownPort } else { Hit::None }
+    if FRONTENDS4.get_ptr(&own).is_some() {
+        Hit::UnknownPort
+    } else {
+        Hit::None
+    }
 }
 
 #[inline(always)]
 fn look_up6(address: [u32; 4], port: NetPort, protocol: u16) -> Hit {
-    let key = Frontend6Key { address, port, scope_protocol: ScopeProtocol::new(0, protocol) };
+    let key = Frontend6Key {
+        address,
+        port,
+        scope_protocol: ScopeProtocol::new(0, protocol),
+    };
     // SAFETY: as in `look_up4`.
     if let Some(value) = unsafe { FRONTENDS6.get(&key) } {
         return Hit::Service(value.service);
     }
-    let Some(settings) = SETTINGS.get(0) else { return Hit::None };
-    if settings.refuse_unknown_port == 0 || !(0..CIDRS_MAX).any(|i| in_cidr6(&settings.service_cidrs6[i], address)) {
+    let Some(settings) = SETTINGS.get(0) else {
+        return Hit::None;
+    };
+    if settings.refuse_unknown_port == 0
+        || !(0..CIDRS_MAX).any(|i| in_cidr6(&settings.service_cidrs6[i], address))
+    {
         return Hit::None;
     }
     let own = Frontend6Key {
@@ -124,7 +159,11 @@ fn look_up6(address: [u32; 4], port: NetPort, protocol: u16) -> Hit {
         port: NetPort::from_net(0),
         scope_protocol: ScopeProtocol::new(0, ScopeProtocol::ADDRESS_ONLY),
     };
-    if FRONTENDS6.get_ptr(&own).is_some() { Hit::UnknownPort } else { Hit::None }
+    if FRONTENDS6.get_ptr(&own).is_some() {
+        Hit::UnknownPort
+    } else {
+        Hit::None
+    }
 }
 
 enum Pick {
@@ -136,18 +175,24 @@ enum Pick {
 /// Chooses a backend of `service` for this client.
 #[inline(always)]
 fn pick(ctx: &SockAddrContext, service: u32) -> Pick {
-    let Some(settings) = SETTINGS.get(0) else { return Pick::Pass };
+    let Some(settings) = SETTINGS.get(0) else {
+        return Pick::Pass;
+    };
     if client_scope(ctx, settings) != client::TRANSLATE {
         count(Counter::ClientOutOfScope);
         return Pick::Pass;
     }
     for _ in 0..DRAW_TRIES {
-        let Some(ring) = RINGS.get_ptr(service) else { return Pick::Refuse(Refusal::NoBackend) };
+        let Some(ring) = RINGS.get_ptr(service) else {
+            return Pick::Refuse(Refusal::NoBackend);
+        };
         // SAFETY: one aligned word, written whole.
         let ring = unsafe { read_volatile(ring) };
         // SAFETY: a helper without arguments.
         let random = unsafe { bpf_get_prandom_u32() };
-        let Some(index) = draw(ring, random) else { return Pick::Refuse(Refusal::NoBackend) };
+        let Some(index) = draw(ring, random) else {
+            return Pick::Refuse(Refusal::NoBackend);
+        };
         if let Some(slot) = SLOTS.get_ptr(index) {
             // SAFETY: one aligned word, written whole.
             let slot = unsafe { read_volatile(slot) };
@@ -183,7 +228,9 @@ fn client_scope(ctx: &SockAddrContext, settings: &Settings) -> u32 {
 #[inline(always)]
 fn refuse(refusal: Refusal) -> i32 {
     count(refusal.counter());
-    let errno = SETTINGS.get(0).map_or(111, |settings| settings.refuse_errno);
+    let errno = SETTINGS
+        .get(0)
+        .map_or(111, |settings| settings.refuse_errno);
     // SAFETY: sets the errno of the refused call; a helper of this program type since Linux 5.18.
     unsafe { bpf_set_retval(-(errno as i32)) };
     DENY

@@ -16,8 +16,12 @@ const SHOW: i32 = 1;
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
     let call = ctx.sock_addr;
     // SAFETY: readable fields of a valid context.
-    let (address, port) =
-        unsafe { (read_volatile(addr_of!((*call).user_ip4)), read_volatile(addr_of!((*call).user_port))) };
+    let (address, port) = unsafe {
+        (
+            read_volatile(addr_of!((*call).user_ip4)),
+            read_volatile(addr_of!((*call).user_port)),
+        )
+    };
     let peer = [0, 0, 0xffff_u32.to_be(), address];
     if let Some((address, port)) = socket::recall(&ctx, peer, NetPort::from_net(port as u16)) {
         // SAFETY: writable fields of this context.

@@ -6,7 +6,7 @@
 
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
-use aya_ebpf::helpers::bpf_get_socket_cookie;
+use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_skc_to_mptcp_sock};
 use aya_ebpf::programs::SockAddrContext;
 use isthmus_abi::{BackendRow, Counter, NetPort, SOCKET_VERSION, SocketRow, SpillKey, socket_slot};
 
@@ -18,32 +18,97 @@ const FREE: u64 = 0;
 /// In [`SocketRow::socket`]: being written. No distance is odd.
 const CLAIMED: u64 = 1;
 
-/// The socket's row, and the distance by which it is the socket's.
+/// 1 where the kernel has MPTCP; set before loading, so that the verifier drops what cannot be called.
+#[unsafe(no_mangle)]
+static MPTCP: u8 = 0;
+
+/// `IPPROTO_MPTCP`: what the owner's end of an MPTCP connection is.
+const PROTOCOL_MPTCP: u32 = 262;
+const AF_INET: u32 = 2;
+
+/// A socket, as its rows know it.
+struct Owner {
+    row: *mut SocketRow,
+    /// By which the row is this socket's.
+    distance: u64,
+    cookie: u64,
+    /// A later subflow of an MPTCP connection, which the kernel binds to a source address before it connects.
+    joins: bool,
+}
+
+/// Finds the socket's row.
+///
+/// A connect of MPTCP comes here by its first subflow, `getpeername` by the owner's end: the row is the latter's. Its
+/// cookie cannot be had from the subflow; such rows hold 0.
 #[inline(always)]
-fn row(ctx: &SockAddrContext) -> Option<(*mut SocketRow, u64)> {
+fn owner(ctx: &SockAddrContext) -> Option<Owner> {
     // SAFETY: a readable field of a valid context, read once: the verifier takes two reads for two pointers.
     let socket = unsafe { read_volatile(addr_of!((*ctx.sock_addr).__bindgen_anon_1.sk)) };
-    let base = SOCKETS.get_ptr(0)?;
-    // A difference of two pointers is a plain number to the verifier; it stays the same as long as the map lives.
-    let distance = (socket as u64).wrapping_sub(base as u64);
-    Some((SOCKETS.get_ptr_mut(socket_slot(distance))?, distance))
+    // SAFETY: a constant of the loaded object; volatile, since its value here is not the one it is loaded with.
+    if unsafe { read_volatile(&raw const MPTCP) } != 0 {
+        // SAFETY: the helper takes any socket, and returns null for one that is no subflow.
+        let whole = unsafe { bpf_skc_to_mptcp_sock(socket.cast()) };
+        if !whole.is_null() {
+            // SAFETY: readable fields of a socket. The words of the other family hold whatever was there before.
+            let (family, source4, source6) = unsafe {
+                (
+                    read_volatile(addr_of!((*socket).family)),
+                    read_volatile(addr_of!((*socket).src_ip4)),
+                    read_volatile(addr_of!((*socket).src_ip6[3])),
+                )
+            };
+            let source = if family == AF_INET { source4 } else { source6 };
+            return at(whole as u64, 0, source != 0);
+        }
+        // SAFETY: a readable field of a valid context.
+        if unsafe { read_volatile(addr_of!((*ctx.sock_addr).protocol)) } == PROTOCOL_MPTCP {
+            return at(socket as u64, 0, false);
+        }
+    }
+    // SAFETY: the helper takes this program type's context.
+    at(
+        socket as u64,
+        unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) },
+        false,
+    )
 }
 
 #[inline(always)]
-fn cookie(ctx: &SockAddrContext) -> u64 {
-    // SAFETY: the helper takes this program type's context.
-    unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) }
+fn at(socket: u64, cookie: u64, joins: bool) -> Option<Owner> {
+    let base = SOCKETS.get_ptr(0)?;
+    // A difference of two pointers is a plain number to the verifier; it stays the same as long as the map lives.
+    let distance = socket.wrapping_sub(base as u64);
+    Some(Owner {
+        row: SOCKETS.get_ptr_mut(socket_slot(distance))?,
+        distance,
+        cookie,
+        joins,
+    })
 }
 
 /// Notes that this socket asked for a service and was sent to `backend`.
 #[inline(always)]
-pub fn remember(ctx: &SockAddrContext, address: [u32; 4], port: NetPort, id: u32, backend: &BackendRow) {
-    let Some((row, distance)) = row(ctx) else { return };
-    let cookie = cookie(ctx);
+pub fn remember(
+    ctx: &SockAddrContext,
+    address: [u32; 4],
+    port: NetPort,
+    id: u32,
+    backend: &BackendRow,
+) {
+    let Some(Owner {
+        row,
+        distance,
+        cookie,
+        ..
+    }) = owner(ctx)
+    else {
+        return;
+    };
     // SAFETY: an aligned word inside the map's row; a plain read, confirmed by the exchange.
     let seen = unsafe { read_volatile(addr_of!((*row).socket)) };
     // SAFETY: as above; programs take a row by exchanging this word.
-    let taken = seen != CLAIMED && unsafe { atomic::exchange_if(addr_of_mut!((*row).socket), seen, CLAIMED) };
+    let taken = seen != CLAIMED
+        && unsafe { atomic::exchange_if(addr_of_mut!((*row).socket), seen, CLAIMED) };
     if !taken {
         spill_own(row, cookie, address, port, id, backend);
         return;
@@ -69,16 +134,34 @@ pub fn remember(ctx: &SockAddrContext, address: [u32; 4], port: NetPort, id: u32
 #[inline(never)]
 fn spill_other(row: *mut SocketRow) {
     // SAFETY: the caller has taken the row.
-    let (key, value) = unsafe { (SpillKey { cookie: (*row).cookie }, &*row) };
+    let (key, value) = unsafe {
+        (
+            SpillKey {
+                cookie: (*row).cookie,
+            },
+            &*row,
+        )
+    };
     let stored = SOCKETS_SPILLED.insert(&key, value, 0).is_ok();
     // SAFETY: as above.
     unsafe { (*row).spilled = 1 };
-    count(if stored { Counter::SocketSpilled } else { Counter::SocketLost });
+    count(if stored {
+        Counter::SocketSpilled
+    } else {
+        Counter::SocketLost
+    });
 }
 
 /// The row is being written on another CPU: this socket's record goes to the hash.
 #[inline(always)]
-fn spill_own(row: *mut SocketRow, cookie: u64, address: [u32; 4], port: NetPort, id: u32, backend: &BackendRow) {
+fn spill_own(
+    row: *mut SocketRow,
+    cookie: u64,
+    address: [u32; 4],
+    port: NetPort,
+    id: u32,
+    backend: &BackendRow,
+) {
     let own = SocketRow {
         socket: FREE,
         cookie,
@@ -92,23 +175,41 @@ fn spill_own(row: *mut SocketRow, cookie: u64, address: [u32; 4], port: NetPort,
         backend: id,
         service: backend.service,
     };
-    let stored = SOCKETS_SPILLED.insert(&SpillKey { cookie }, &own, 0).is_ok();
+    let stored = SOCKETS_SPILLED
+        .insert(&SpillKey { cookie }, &own, 0)
+        .is_ok();
     // SAFETY: a byte that is only ever set.
     unsafe { write_volatile(addr_of_mut!((*row).spilled), 1) };
-    count(if stored { Counter::SocketSpilled } else { Counter::SocketLost });
+    count(if stored {
+        Counter::SocketSpilled
+    } else {
+        Counter::SocketLost
+    });
 }
 
-/// Drops what the socket remembers, if anything: its new peer is nobody's backend by us.
+/// Drops what the socket remembers, if anything: its new peer is nobody's backend by us. A later subflow of MPTCP takes
+/// nothing from the connection that it joins.
 #[inline(always)]
 pub fn forget(ctx: &SockAddrContext) {
-    let Some((row, distance)) = row(ctx) else { return };
+    let Some(Owner {
+        row,
+        distance,
+        cookie,
+        joins,
+    }) = owner(ctx)
+    else {
+        return;
+    };
+    if joins {
+        return;
+    }
     // SAFETY: aligned words inside the map's row. Only this socket's own thread of calls writes its distance there.
     unsafe {
         if read_volatile(addr_of!((*row).socket)) == distance {
             write_volatile(addr_of_mut!((*row).socket), FREE);
         }
         if read_volatile(addr_of!((*row).spilled)) != 0 {
-            let _ = SOCKETS_SPILLED.remove(&SpillKey { cookie: cookie(ctx) });
+            let _ = SOCKETS_SPILLED.remove(&SpillKey { cookie });
         }
     }
 }
@@ -116,10 +217,19 @@ pub fn forget(ctx: &SockAddrContext) {
 /// The service's address and port (network order), if the socket's peer is still the backend it was sent to.
 #[inline(always)]
 pub fn recall(ctx: &SockAddrContext, peer: [u32; 4], port: NetPort) -> Option<([u32; 4], u16)> {
-    let (row, distance) = row(ctx)?;
-    let cookie = cookie(ctx);
+    let Owner {
+        row,
+        distance,
+        cookie,
+        ..
+    } = owner(ctx)?;
     // SAFETY: the row is inside the map.
-    let (owner, spilled) = unsafe { (read_volatile(addr_of!((*row).socket)), read_volatile(addr_of!((*row).spilled))) };
+    let (owner, spilled) = unsafe {
+        (
+            read_volatile(addr_of!((*row).socket)),
+            read_volatile(addr_of!((*row).spilled)),
+        )
+    };
     // SAFETY: as above; while `socket` is this socket's, nobody else writes the row.
     let mut found = unsafe { &*row };
     if owner != distance || found.cookie != cookie {
@@ -129,10 +239,10 @@ pub fn recall(ctx: &SockAddrContext, peer: [u32; 4], port: NetPort) -> Option<([
         // SAFETY: a row of this socket, written by its own connect and by nobody after it.
         found = unsafe { SOCKETS_SPILLED.get(&SpillKey { cookie }) }?;
     }
-    let same = found.backend_port == port.net()
+    let still = found.backend_port == port.net()
         && found.backend_address[0] == peer[0]
         && found.backend_address[1] == peer[1]
         && found.backend_address[2] == peer[2]
         && found.backend_address[3] == peer[3];
-    same.then_some((found.service_address, found.service_port))
+    still.then_some((found.service_address, found.service_port))
 }

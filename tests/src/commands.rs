@@ -1,0 +1,114 @@
+//! What people call: `up`, `down`, `exec`, `status`.
+
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use isthmus_tests::host::Host;
+use isthmus_tests::state::{Turn, demolish, labs};
+use isthmus_tests::{Lab, LabName, LabSpec, Programs};
+use nix::sys::signal::{SigSet, Signal};
+
+pub(crate) fn up(
+    file: &Path,
+    name: &LabName,
+    bare: bool,
+    foreground: bool,
+    programs: Programs,
+) -> Result<()> {
+    let start = Instant::now();
+    let spec = LabSpec::read(file)?;
+    let lab = Lab::build(name.as_str(), &spec, programs)?;
+    if !bare {
+        lab.start()?;
+    }
+    show(&lab)?;
+    let took = start.elapsed().as_secs_f64();
+    if foreground {
+        say(&format!("up after {took:.1} s; Ctrl-C removes it"))?;
+        wait_for_signal()?;
+        return lab.down();
+    }
+    lab.keep()?;
+    say(&format!(
+        "up after {took:.1} s; isthmus-lab down {name} removes it"
+    ))
+}
+
+/// Returns at SIGINT, SIGTERM or SIGHUP. Until then, and before, these end the process, and its warden removes the lab.
+fn wait_for_signal() -> Result<()> {
+    let ends = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    ends.thread_block()?;
+    ends.wait()?;
+    Ok(())
+}
+
+pub(crate) fn down(name: &LabName) -> Result<()> {
+    let start = Instant::now();
+    let host = Host::prepare()?;
+    let _turn = Turn::take(Duration::from_secs(600))?;
+    demolish(&host, name)?;
+    say(&format!(
+        "lab {name} is gone after {:.1} s",
+        start.elapsed().as_secs_f64()
+    ))
+}
+
+pub(crate) fn exec(name: &LabName, place: &str, command: &[String]) -> Result<ExitCode> {
+    let lab = Lab::open(name.as_str())?;
+    let (program, arguments) = command
+        .split_first()
+        .unwrap_or_else(|| unreachable!("clap wants a command"));
+    let mut inside = match lab.node(place) {
+        Ok(node) => node.command(program)?,
+        Err(_) => lab.pod(place)?.command(program)?,
+    };
+    Err(inside.args(arguments).exec().into())
+}
+
+pub(crate) fn status(name: Option<&LabName>) -> Result<()> {
+    match name {
+        Some(name) => show(&Lab::open(name.as_str())?),
+        None => {
+            for name in labs()? {
+                say(name.as_str())?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn show(lab: &Lab) -> Result<()> {
+    say(&format!("lab {}", lab.name()))?;
+    for node in lab.nodes() {
+        let addresses = node.plan().addresses;
+        say(&format!(
+            "  node {:<24} {:<16} {}",
+            node.name(),
+            addresses.v4,
+            addresses.v6
+        ))?;
+        for pod in lab.pods().iter().filter(|p| p.plan().node == *node.plan()) {
+            let addresses = pod.plan().addresses;
+            say(&format!(
+                "    pod {:<23} {:<16} {}",
+                pod.name(),
+                addresses.v4,
+                addresses.v6
+            ))?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn say(line: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{line}")?)
+}
+
+pub(crate) fn complain(error: &anyhow::Error) {
+    // Nobody is left to tell if standard error is gone.
+    let _ = writeln!(std::io::stderr(), "Error: {error:#}");
+}

@@ -1,0 +1,83 @@
+//! What the whole machine holds: to prove that a lab leaves nothing, and that programs stay where they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::host::run;
+use crate::layout::{PIN_ROOT, STATE_ROOT};
+use crate::netns;
+
+/// Names or ids of everything that a lab makes, by kind.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Holdings {
+    pub kinds: BTreeMap<&'static str, BTreeSet<String>>,
+}
+
+impl Holdings {
+    /// Looks at the machine. `cgroup2` is its mount.
+    pub fn now(cgroup2: &Path) -> Result<Self> {
+        let kinds = BTreeMap::from([
+            ("BPF program", bpf_ids("prog")?),
+            ("BPF map", bpf_ids("map")?),
+            ("BPF link", bpf_ids("link")?),
+            ("pin", names_in(Path::new(PIN_ROOT), "")?),
+            ("cgroup", names_in(cgroup2, "isthmus-")?),
+            (
+                "network namespace",
+                netns::list("isthmus-")?
+                    .iter()
+                    .map(|n| n.name().to_owned())
+                    .collect(),
+            ),
+            ("lab", names_in(Path::new(STATE_ROOT), "")?),
+        ]);
+        Ok(Self { kinds })
+    }
+    /// What is here and was not in `before`.
+    #[must_use]
+    pub fn beyond(&self, before: &Self) -> Vec<String> {
+        let more = self.kinds.iter().flat_map(|(kind, all)| {
+            all.difference(&before.kinds[kind])
+                .map(move |name| format!("{kind} {name}"))
+        });
+        more.collect()
+    }
+}
+
+fn bpf_ids(kind: &str) -> Result<BTreeSet<String>> {
+    let objects = bpftool(&[kind, "show"])?;
+    let ids = objects
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|o| o["id"].as_u64());
+    Ok(ids.map(|id| id.to_string()).collect())
+}
+
+/// `bpftool -j …`, as JSON.
+pub fn bpftool(arguments: &[&str]) -> Result<Value> {
+    let text = run(Command::new("bpftool").arg("-j").args(arguments))
+        .context("`bpftool` shows what the kernel holds: apt-get install bpftool")?;
+    match text.trim() {
+        "" => Ok(Value::Null),
+        text => {
+            serde_json::from_str(text).with_context(|| format!("bpftool {}", arguments.join(" ")))
+        }
+    }
+}
+
+/// Entries of a directory, hidden ones left out; none if it is not there.
+fn names_in(dir: &Path, prefix: &str) -> Result<BTreeSet<String>> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        entries => entries.with_context(|| dir.display().to_string())?,
+    };
+    let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
+    Ok(names
+        .filter(|n| n.starts_with(prefix) && !n.starts_with('.'))
+        .collect())
+}

@@ -1,0 +1,179 @@
+//! `isthmus-lab`: worlds to play with, and the small programs that run inside them.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use isthmus_tests::client::{self, Target, Transport};
+use isthmus_tests::{LabName, Programs};
+
+mod commands;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "isthmus-lab",
+    version,
+    about = "Clusters of network namespaces, with real processes and the real kernel"
+)]
+struct Arguments {
+    /// Directory of isthmus-agent, isthmus-mesh, agentctl and isthmus-lab [default: this binary's]
+    #[arg(long, global = true, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Build the world of a lab file and leave it running
+    Up {
+        file: PathBuf,
+        #[arg(long, default_value = "lab")]
+        name: LabName,
+        /// Namespaces, wires and pods only: no agent and no mesh server
+        #[arg(long)]
+        bare: bool,
+        /// Stay, and remove the lab at Ctrl-C
+        #[arg(long)]
+        foreground: bool,
+    },
+    /// Remove a lab, whatever is left of it
+    Down {
+        #[arg(default_value = "lab")]
+        name: LabName,
+    },
+    /// Run a command on a node (`east-1`) or in a pod (`east/client`)
+    Exec {
+        name: LabName,
+        place: String,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Show the labs, or one lab's nodes, pods and processes
+    Status { name: Option<LabName> },
+    /// Become a command inside a namespace and a cgroup
+    #[command(hide = true)]
+    In {
+        #[arg(long)]
+        netns: PathBuf,
+        #[arg(long)]
+        cgroup: PathBuf,
+        #[arg(long)]
+        detach: bool,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Answer every connection with a name
+    #[command(hide = true)]
+    Serve {
+        #[arg(long)]
+        pod: String,
+        /// PORT=SERVICE
+        #[arg(long = "port", required = true, value_parser = port_and_service)]
+        ports: Vec<(u16, String)>,
+    },
+    /// Open one connection a request and count who answers
+    Client {
+        /// ADDRESS:PORT[=SERVICE]
+        #[arg(long = "target", required = true)]
+        targets: Vec<Target>,
+        #[arg(long, value_enum, default_value = "tcp")]
+        transport: Transport,
+        /// Requests a second; 0 is as fast as it can
+        #[arg(long)]
+        rate: Option<f64>,
+        #[arg(long, default_value_t = 4)]
+        workers: usize,
+        /// Connected UDP sockets at a time, a worker
+        #[arg(long, default_value_t = 1)]
+        batch: usize,
+        #[arg(long, default_value_t = 1000)]
+        timeout_ms: u64,
+        /// Obey orders on standard input and report in JSON
+        #[arg(long)]
+        json_events: bool,
+    },
+    /// Remove a lab when the owner of standard input is gone
+    #[command(hide = true)]
+    Warden { name: LabName },
+}
+
+fn port_and_service(text: &str) -> Result<(u16, String), String> {
+    let (port, service) = text
+        .split_once('=')
+        .ok_or_else(|| format!("{text:?} is not PORT=SERVICE"))?;
+    Ok((
+        port.parse()
+            .map_err(|_| format!("{port:?} is not a port"))?,
+        service.to_owned(),
+    ))
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            commands::complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode> {
+    let programs = || match &arguments.bin_dir {
+        Some(dir) => Ok(Programs::in_dir(dir.clone())),
+        None => Programs::beside_this_one(),
+    };
+    match arguments.command {
+        Task::Up {
+            file,
+            name,
+            bare,
+            foreground,
+        } => commands::up(&file, &name, bare, foreground, programs()?)?,
+        Task::Down { name } => commands::down(&name)?,
+        Task::Exec {
+            name,
+            place,
+            command,
+        } => return commands::exec(&name, &place, &command),
+        Task::Status { name } => commands::status(name.as_ref())?,
+        Task::In {
+            netns,
+            cgroup,
+            detach,
+            command,
+        } => {
+            isthmus_tests::process::become_in(&netns, &cgroup, detach, &command)?;
+        }
+        Task::Serve { pod, ports } => isthmus_tests::serve::serve(&pod, &ports)?,
+        Task::Client {
+            targets,
+            transport,
+            rate,
+            workers,
+            batch,
+            timeout_ms,
+            json_events,
+        } => {
+            let timeout = Duration::from_millis(timeout_ms);
+            let options = client::Options {
+                targets,
+                transport,
+                rate,
+                workers,
+                batch,
+                timeout,
+            };
+            if json_events {
+                client::run(&options)?
+            } else {
+                client::run_for_people(&options)?
+            }
+        }
+        Task::Warden { name } => isthmus_tests::warden::watch(&name)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,7 @@
+//! Scenarios on labs: real processes, the real kernel, one lab at a time (`--test-threads=1` keeps their output apart).
+
+#[path = "lab"]
+mod lab {
+    mod common;
+    mod world;
+}

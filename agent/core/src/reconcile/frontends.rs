@@ -1,0 +1,284 @@
+//! Settles a service port, marks its addresses, and takes away what nobody wants.
+
+use isthmus_abi::{BackendRow, Ring};
+
+use super::grace::Retired;
+use super::queue::{Done, Work};
+use super::write::SERVICES_FLAG;
+use super::{ADDRESS_ONLY, Pending, ReconcileError, Reconciler, Sid};
+use crate::desired::Frontend;
+use crate::model::{Address, ObjectName};
+use crate::table::TableError;
+
+impl Reconciler {
+    pub(super) fn run(&mut self, work: &Work) -> Result<Done, ReconcileError> {
+        match work {
+            Work::Settle(sid) => self.settle(*sid),
+            Work::Mark(name) => self.mark(name),
+            Work::Unmark(address) => self.unmark(*address),
+            Work::Trim(sid) => self.trim(*sid),
+            Work::LetGo(retired) => self.let_go(retired),
+        }
+    }
+
+    /// Backend rows, ring, frontends.
+    fn settle(&mut self, sid: Sid) -> Result<Done, ReconcileError> {
+        let Some(service) = self.services.get(sid) else {
+            return Ok(Done::All);
+        };
+        if service.is_going() {
+            return Ok(Done::All);
+        }
+        let index = match service.index {
+            Some(index) => index,
+            None => self.take_index(sid)?,
+        };
+        let housed = self.house_backends(sid, index);
+        if housed == Ok(Done::More) {
+            return Ok(Done::More);
+        }
+        // Without all the backends it is better to serve with those that there are than to keep those that are gone;
+        // but never with none.
+        self.move_ring(sid, index, housed.is_err())?;
+        let Some(service) = self.services.get_mut(sid) else {
+            return Ok(Done::All);
+        };
+        match housed {
+            Ok(_) => service.pending = Pending::Nothing,
+            Err(ref error) if !service.ring.written => return Err(error.clone()),
+            Err(_) => {}
+        }
+        let done = self.insert_frontends(sid, index)?;
+        housed?;
+        let Some(service) = self.services.get(sid) else {
+            return Ok(Done::All);
+        };
+        if service
+            .present
+            .iter()
+            .any(|frontend| !service.wanted.contains(frontend))
+        {
+            self.queues.push(Work::Trim(sid));
+        }
+        if let (Done::All, Some((name, _))) = (done, &service.name) {
+            let marked = |address: &Address| {
+                self.frontends
+                    .contains_key(&Frontend::address_only(*address))
+            };
+            if self
+                .objects
+                .get(name)
+                .is_some_and(|object| !object.addresses.iter().all(marked))
+            {
+                self.queues.push(Work::Mark(name.clone()));
+            }
+        }
+        Ok(done)
+    }
+
+    fn take_index(&mut self, sid: Sid) -> Result<u32, ReconcileError> {
+        let full = TableError::Full {
+            table: self.tables.rings.name(),
+            capacity: self.indices.capacity(),
+            flag: SERVICES_FLAG,
+        };
+        let index = self.indices.take().ok_or(full)?;
+        self.services.set_index(sid, index);
+        Ok(index)
+    }
+
+    fn insert_frontends(&mut self, sid: Sid, index: u32) -> Result<Done, ReconcileError> {
+        let Some(service) = self.services.get(sid) else {
+            return Ok(Done::All);
+        };
+        let missing: Vec<_> = service
+            .wanted
+            .iter()
+            .copied()
+            .filter(|f| !service.present.contains(f))
+            .collect();
+        for frontend in missing {
+            if let Some(&holder) = self.frontends.get(&frontend) {
+                return self.contend(frontend, holder);
+            }
+            if !self.grace.may_insert_frontend() {
+                return Ok(Done::AfterGrace);
+            }
+            self.put_frontend(frontend, index)?;
+            if let Some(service) = self.services.get_mut(sid) {
+                service.present.push(frontend);
+            }
+        }
+        Ok(Done::All)
+    }
+
+    /// Another service's row stands where a frontend should. If that one still wants it, the first to come keeps it.
+    fn contend(&mut self, frontend: Frontend, holder: u32) -> Result<Done, ReconcileError> {
+        let holder = self
+            .services
+            .by_index(holder)
+            .and_then(|sid| Some((sid, self.services.get(sid)?)));
+        let Some((holder, service)) = holder else {
+            // A row that leads to no service that we know of: nobody misses it.
+            self.remove_frontend(frontend)?;
+            return Ok(Done::AfterGrace);
+        };
+        match &service.name {
+            Some((name, _)) if service.wanted.contains(&frontend) => {
+                return Err(ReconcileError::FrontendTaken {
+                    frontend,
+                    holder: name.clone(),
+                });
+            }
+            _ => self.kept.remove(&frontend),
+        };
+        // This work is woken when it has gone.
+        self.queues.push(Work::Trim(holder));
+        Err(ReconcileError::FrontendHeld { frontend })
+    }
+
+    /// An address is ours for refusals only when every port that we know of answers there.
+    fn mark(&mut self, name: &ObjectName) -> Result<Done, ReconcileError> {
+        let Some(object) = self.objects.get(name) else {
+            return Ok(Done::All);
+        };
+        if !object.ports.iter().all(|&sid| {
+            self.services
+                .get(sid)
+                .is_some_and(|service| service.is_settled())
+        }) {
+            // The last port to settle queues this again.
+            return Ok(Done::All);
+        }
+        let rows = object.addresses.iter().copied().map(Frontend::address_only);
+        let missing: Vec<_> = rows
+            .filter(|row| !self.frontends.contains_key(row))
+            .collect();
+        for row in missing {
+            if !self.grace.may_insert_frontend() {
+                return Ok(Done::AfterGrace);
+            }
+            self.put_frontend(row, ADDRESS_ONLY)?;
+        }
+        Ok(Done::All)
+    }
+
+    fn unmark(&mut self, address: Address) -> Result<Done, ReconcileError> {
+        let row = Frontend::address_only(address);
+        if self.marks.contains_key(&address) || !self.frontends.contains_key(&row) {
+            return Ok(Done::All);
+        }
+        if self.queues.inserts_wait() {
+            return Ok(Done::AfterGrace);
+        }
+        self.remove_frontend(row)?;
+        Ok(Done::All)
+    }
+
+    fn trim(&mut self, sid: Sid) -> Result<Done, ReconcileError> {
+        let Some(service) = self.services.get(sid) else {
+            return Ok(Done::All);
+        };
+        // What was found in the maps stays until this cluster's list is complete; unless someone who wanted it let it go.
+        let on_trust = service.name.is_none();
+        let going = service.is_going();
+        let kept = |frontend: &Frontend| self.kept.contains(frontend) && (on_trust || !going);
+        let unwanted = service
+            .present
+            .iter()
+            .copied()
+            .filter(|f| !service.wanted.contains(f) && !kept(f));
+        for frontend in unwanted.collect::<Vec<_>>() {
+            if self.queues.inserts_wait() {
+                return Ok(Done::AfterGrace);
+            }
+            if !self.has_budget() {
+                return Ok(Done::More);
+            }
+            self.remove_frontend(frontend)?;
+            if let Some(service) = self.services.get_mut(sid) {
+                service.present.retain(|present| *present != frontend);
+            }
+            self.queues.wake_failed(|error| match error {
+                ReconcileError::FrontendTaken {
+                    frontend: other, ..
+                }
+                | ReconcileError::FrontendHeld { frontend: other } => *other == frontend,
+                ReconcileError::Table(_) => false,
+            });
+        }
+        if self
+            .services
+            .get(sid)
+            .is_some_and(|service| service.is_going() && service.present.is_empty())
+        {
+            self.retire_service(sid);
+        }
+        Ok(Done::All)
+    }
+
+    /// Nothing leads to the service any longer; programs on their way may still read its ring.
+    fn retire_service(&mut self, sid: Sid) {
+        let Some(service) = self.services.remove(sid) else {
+            return;
+        };
+        self.queues.forget(&Work::Settle(sid));
+        let keys: Vec<_> = self
+            .members
+            .range(Self::member_range(sid))
+            .map(|(key, member)| (*key, member.id))
+            .collect();
+        for (key, _) in &keys {
+            self.members.remove(key);
+        }
+        if let Some((name, _)) = &service.name
+            && let Some(object) = self.objects.get_mut(name)
+        {
+            object.ports.retain(|&port| port != sid);
+            if object.ports.is_empty() && object.addresses.is_empty() {
+                self.objects.remove(name);
+            }
+        }
+        if let Some(index) = service.index {
+            let backends = keys.iter().filter_map(|(_, id)| *id).collect();
+            self.grace.retire(Retired::Service {
+                index,
+                span: service.ring.span,
+                backends,
+            });
+        }
+    }
+
+    fn let_go(&mut self, retired: &Retired) -> Result<Done, ReconcileError> {
+        match retired {
+            Retired::Span(span) => self.spans.free(*span),
+            Retired::Backend(id) => {
+                // The generation outlives the row, and this agent.
+                let generation = self.backends.row(*id).generation;
+                self.put_backend(
+                    *id,
+                    BackendRow {
+                        generation,
+                        ..BackendRow::default()
+                    },
+                )?;
+                self.backends.ids.free(*id);
+            }
+            Retired::Service {
+                index,
+                span,
+                backends,
+            } => {
+                self.put_ring(*index, Ring::EMPTY)?;
+                if let Some(span) = span {
+                    self.spans.free(*span);
+                }
+                for &id in backends {
+                    self.queues.push(Work::LetGo(Retired::Backend(id)));
+                }
+                self.indices.free(*index);
+            }
+        }
+        Ok(Done::All)
+    }
+}

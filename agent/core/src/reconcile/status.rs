@@ -1,0 +1,178 @@
+//! What people and metrics can see of reconciliation.
+
+use std::time::Instant;
+
+use isthmus_abi::Ring;
+
+use super::queue::Work;
+use super::{ReconcileError, Reconciler};
+use crate::desired::{BackendKey, Frontend, PortKey, Rank};
+use crate::model::ObjectName;
+
+/// Numbers for gauges and `status`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    /// Rows in use, and the tables' sizes.
+    pub services: u32,
+    pub services_max: u32,
+    pub backends: u32,
+    pub backends_max: u32,
+    /// Slots in spans that are in use, their slack included.
+    pub ring_slots: u32,
+    pub ring_slots_max: u32,
+    pub frontends: u32,
+    /// Work that is queued or waits for a grace period.
+    pub pending: u32,
+    /// Work that failed and is to be tried again.
+    pub failing: u32,
+    /// Things that wait for a grace period to be reused.
+    pub retired: u32,
+    /// Writes tried since the start, and those of them that failed.
+    pub writes: u64,
+    pub writes_failed: u64,
+}
+
+/// Work that failed, for `status`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// The Service, where the work belongs to one.
+    pub service: Option<ObjectName>,
+    pub port: Option<PortKey>,
+    pub error: ReconcileError,
+    pub attempts: u32,
+    pub retry_at: Instant,
+}
+
+/// A service port as its rows stand in the maps.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceDump {
+    pub index: u32,
+    /// None for one found in the maps that nobody wants yet.
+    pub name: Option<(ObjectName, PortKey)>,
+    pub frontends: Vec<Frontend>,
+    pub ring: Ring,
+    pub backends: Vec<BackendDump>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BackendDump {
+    pub id: u32,
+    pub key: BackendKey,
+    pub generation: u32,
+    /// Its tier in the ring and slot in the tier; None if no slot names it.
+    pub place: Option<(u8, u32)>,
+    pub rank: Option<Rank>,
+}
+
+impl Reconciler {
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Counts {
+            services: self.indices.taken(),
+            services_max: self.indices.capacity(),
+            backends: self.backends.ids.taken(),
+            backends_max: self.backends.ids.capacity(),
+            ring_slots: self.spans.taken(),
+            ring_slots_max: self.spans.capacity(),
+            frontends: count(self.frontends.len()),
+            pending: count(self.queues.pending()),
+            failing: count(self.queues.failures().count()),
+            retired: count(self.grace.waiting()),
+            writes: self.writes,
+            writes_failed: self.writes_failed,
+        }
+    }
+
+    /// What fails now. A success takes it off the list.
+    pub fn faults(&self) -> impl Iterator<Item = Fault> + '_ {
+        self.queues.failures().map(|(work, failure)| {
+            let named = match work {
+                Work::Settle(sid) | Work::Trim(sid) => self
+                    .services
+                    .get(*sid)
+                    .and_then(|service| service.name.clone()),
+                Work::Mark(_) | Work::Unmark(_) | Work::LetGo(_) => None,
+            };
+            let (service, port) =
+                named.map_or((None, None), |(name, port)| (Some(name), Some(port)));
+            let service = if let Work::Mark(name) = work {
+                Some(name.clone())
+            } else {
+                service
+            };
+            Fault {
+                service,
+                port,
+                error: failure.error.clone(),
+                attempts: failure.attempts,
+                retry_at: failure.retry_at,
+            }
+        })
+    }
+
+    /// Is everything of this Service as desired? False while work on it is pending or fails.
+    #[must_use]
+    pub fn is_settled(&self, name: &ObjectName) -> bool {
+        self.objects.get(name).is_none_or(|object| {
+            object
+                .ports
+                .iter()
+                .filter_map(|&sid| self.services.get(sid))
+                .all(|service| {
+                    !service.is_going()
+                        && service.is_settled()
+                        && service.pending == super::Pending::Nothing
+                })
+        })
+    }
+
+    /// The index of a service port in `rings`, once it has one.
+    #[must_use]
+    pub fn service_index(&self, name: &ObjectName, port: &PortKey) -> Option<u32> {
+        let services = self
+            .objects
+            .get(name)?
+            .ports
+            .iter()
+            .filter_map(|&sid| self.services.get(sid));
+        services
+            .filter(|s| s.name.as_ref().is_some_and(|(_, key)| key == port))
+            .find_map(|service| service.index)
+    }
+
+    /// Who a service index belongs to.
+    #[must_use]
+    pub fn service_name(&self, index: u32) -> Option<&(ObjectName, PortKey)> {
+        self.services
+            .get(self.services.by_index(index)?)?
+            .name
+            .as_ref()
+    }
+
+    /// Every service port that has an index, as we know it to stand in the maps.
+    pub fn dump(&self) -> impl Iterator<Item = ServiceDump> + '_ {
+        self.services.iter().filter_map(|(sid, service)| {
+            let backends =
+                self.members
+                    .range(Self::member_range(sid))
+                    .filter_map(|((_, key), member)| {
+                        let id = member.id?;
+                        Some(BackendDump {
+                            id,
+                            key: *key,
+                            generation: self.backends.row(id).generation,
+                            place: member.place.map(|place| (place.tier, place.slot)),
+                            rank: member.wanted,
+                        })
+                    });
+            Some(ServiceDump {
+                index: service.index?,
+                name: service.name.clone(),
+                frontends: service.present.clone(),
+                ring: service.ring.word(),
+                backends: backends.collect(),
+            })
+        })
+    }
+}

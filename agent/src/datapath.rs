@@ -8,7 +8,7 @@ mod plan;
 mod sys;
 mod tables;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,6 +21,7 @@ use isthmus_abi::{
     Slot, client,
 };
 use isthmus_core::table::{TableBackend, TableError, Tables};
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use tracing::{debug, info, warn};
@@ -48,6 +49,8 @@ pub enum DatapathError {
         "{0} is not in a bpffs, and mounting one at /sys/fs/bpf was refused: {1}; run as root, in the host's mount namespace"
     )]
     NoBpffs(PathBuf, io::Error),
+    #[error("another agent works on {0}; stop it first, or give this one another --bpffs")]
+    InUse(PathBuf),
     #[error("{path}: {cause}")]
     Path { path: PathBuf, cause: io::Error },
     #[error(
@@ -95,19 +98,16 @@ pub struct Hook {
 }
 
 impl Hook {
-    /// Foreign programs that see a call before ours does. One that translates services hides them from us.
-    pub fn foreign_before(&self) -> impl Iterator<Item = &HookProgram> {
-        self.programs
-            .iter()
-            .take_while(|program| program.link_id.is_none())
-            .filter(|_| self.is_attached())
-    }
-
+    /// The attach type as the kernel's tools name it.
     #[must_use]
-    pub fn is_attached(&self) -> bool {
-        self.programs
-            .iter()
-            .any(|program| program.link_id.is_some())
+    pub fn attach_name(&self) -> &'static str {
+        match self.name {
+            "connect4" => "cgroup_inet4_connect",
+            "connect6" => "cgroup_inet6_connect",
+            "getpeername4" => "cgroup_inet4_getpeername",
+            "getpeername6" => "cgroup_inet6_getpeername",
+            other => other,
+        }
     }
 }
 
@@ -132,6 +132,8 @@ pub struct Datapath {
     /// In the plan's order; `None` where not attached.
     links: Vec<Option<OwnedFd>>,
     adopted: bool,
+    /// One agent at a time writes these maps.
+    _lock: Flock<File>,
 }
 
 impl Datapath {
@@ -149,6 +151,7 @@ impl Datapath {
                 cause,
             })?;
         }
+        let lock = lock_dir(&config.bpffs)?;
         let cgroup = Cgroup::find(config.cgroup.as_deref())?;
         let ebpf = load(&plan)?;
         let maps = plan
@@ -173,6 +176,7 @@ impl Datapath {
             maps,
             links,
             adopted: false,
+            _lock: lock,
         };
         datapath.adopted = datapath.links_use_our_maps();
         datapath.write_settings(config)?;
@@ -183,6 +187,12 @@ impl Datapath {
     #[must_use]
     pub fn adopted(&self) -> bool {
         self.adopted
+    }
+
+    /// Whether programs of any earlier agent are attached.
+    #[must_use]
+    pub fn is_linked(&self) -> bool {
+        self.links.iter().any(Option::is_some)
     }
 
     #[must_use]
@@ -284,6 +294,12 @@ impl Datapath {
         self.remove_other_versions();
         self.adopted = true;
         Ok(())
+    }
+
+    /// Whether a socket in another cgroup was seen when the programs were attached; not where no probe can go.
+    #[must_use]
+    pub fn proved(&self) -> bool {
+        self.adopted && self.cgroup.visible
     }
 
     /// Programs on each hook, ours and others'.
@@ -465,11 +481,21 @@ impl Datapath {
     }
 }
 
+/// Takes the right to write the maps below `bpffs`; it ends with the process at the latest.
+fn lock_dir(bpffs: &Path) -> Result<Flock<File>, DatapathError> {
+    let failed = |cause| DatapathError::Path { path: bpffs.to_owned(), cause };
+    let dir = File::open(bpffs).map_err(failed)?;
+    Flock::lock(dir, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => DatapathError::InUse(bpffs.to_owned()),
+        other => failed(other.into()),
+    })
+}
+
 /// Detaches and unpins everything below `bpffs`. Returns how many pins there were.
 ///
 /// # Errors
-/// If a pin cannot be removed.
-pub fn cleanup(bpffs: &Path) -> io::Result<usize> {
+/// If an agent works there, or a pin cannot be removed.
+pub fn cleanup(bpffs: &Path) -> Result<usize, DatapathError> {
     fn remove(dir: &Path) -> io::Result<usize> {
         let mut pins = 0;
         for entry in fs::read_dir(dir)? {
@@ -487,10 +513,12 @@ pub fn cleanup(bpffs: &Path) -> io::Result<usize> {
     if !bpffs.exists() {
         return Ok(0);
     }
+    let _lock = lock_dir(bpffs)?;
+    let failed = |cause| DatapathError::Path { path: bpffs.to_owned(), cause };
     // Links first: a hook must not run with half of its maps' names gone.
     let links = bpffs.join("links");
-    let detached = if links.exists() { remove(&links)? } else { 0 };
-    Ok(detached + remove(bpffs)?)
+    let detached = if links.exists() { remove(&links).map_err(failed)? } else { 0 };
+    Ok(detached + remove(bpffs).map_err(failed)?)
 }
 
 /// A descriptor of every map that the plan names, by its pin.

@@ -104,6 +104,20 @@ impl Counter {
         Self::SocketSpilled,
         Self::SocketLost,
     ];
+
+    /// As metrics and `agentctl` name it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RefusedNoBackend => "refused_no_backend",
+            Self::RefusedUnknownPort => "refused_unknown_port",
+            Self::ClientOutOfScope => "client_out_of_scope",
+            Self::DrawRetried => "draw_retried",
+            Self::RefusedDrawGaveUp => "refused_draw_gave_up",
+            Self::SocketSpilled => "socket_spilled",
+            Self::SocketLost => "socket_lost",
+        }
+    }
 }
 
 /// Why a connect was refused by us, each counted by itself.

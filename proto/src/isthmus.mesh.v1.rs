@@ -42,8 +42,8 @@ pub mod watch_response {
         /// A cluster's list is complete.
         #[prost(message, tag = "5")]
         Complete(super::ClusterComplete),
-        /// To agents only: what this mesh server knows of its peers. Sent after the hello and when anything in it changes,
-        /// always whole.
+        /// To agents only: what this mesh server knows of its peers, always whole. Sent as soon as it knows all its links,
+        /// and when anything in it changes.
         #[prost(message, tag = "6")]
         Peers(super::PeerList),
         /// Every `heartbeat_ms`; to agents also at the moment when a peer's silence reaches the consumer's
@@ -89,8 +89,8 @@ pub struct Position {
     /// Counts changes within the epoch.
     #[prost(uint64, tag = "2")]
     pub revision: u64,
-    /// Sum, over all rows, of the first 8 bytes (little endian) of the SHA-256 of the row, modulo 2^64. It guards against
-    /// a publisher that lost its last changes in a crash and counts them a second time.
+    /// Depends on the rows alone. Only the publisher computes it; to others it is opaque. It guards against a publisher
+    /// that lost its last changes in a crash, and counts their revisions a second time for other rows.
     #[prost(fixed64, tag = "3")]
     pub digest: u64,
 }
@@ -103,7 +103,7 @@ pub struct Held {
     /// The cluster's name.
     #[prost(string, tag = "2")]
     pub cluster_name: ::prost::alloc::string::String,
-    /// The last ClusterComplete or RowBatch position that the consumer applied.
+    /// The last position that the consumer reached.
     #[prost(message, optional, tag = "3")]
     pub position: ::core::option::Option<Position>,
 }
@@ -186,8 +186,8 @@ pub struct ClusterComplete {
     /// The cluster's id.
     #[prost(uint32, tag = "1")]
     pub cluster_id: u32,
-    /// The state that the consumer now holds; absent if the server itself has no complete list yet of this cluster
-    /// (then nothing may be removed, and another ClusterComplete follows).
+    /// The state that the consumer now holds. A server that has no complete list itself sends rows, and no
+    /// ClusterComplete until it has.
     #[prost(message, optional, tag = "2")]
     pub position: ::core::option::Option<Position>,
 }
@@ -324,29 +324,20 @@ pub struct Peer {
     /// Age of `hears_us`.
     #[prost(uint64, tag = "6")]
     pub hears_us_age_ms: u64,
-    /// The state of its rows that this mesh server holds; absent if it holds no complete list.
-    #[prost(message, optional, tag = "7")]
-    pub position: ::core::option::Option<Position>,
-    /// Count of its services here.
-    #[prost(uint32, tag = "8")]
-    pub services: u32,
-    /// Count of its endpoints here.
-    #[prost(uint32, tag = "9")]
-    pub endpoints: u32,
     /// What went wrong last, in words; empty if nothing did since the link was connected.
-    #[prost(string, tag = "10")]
+    #[prost(string, tag = "7")]
     pub last_error: ::prost::alloc::string::String,
     /// Age of `last_error`.
-    #[prost(uint64, tag = "11")]
+    #[prost(uint64, tag = "8")]
     pub last_error_age_ms: u64,
     /// Tries to connect since the link was last connected.
-    #[prost(uint32, tag = "12")]
+    #[prost(uint32, tag = "9")]
     pub tries: u32,
     /// HOST:PORT of the peer's mesh server that is or was last tried.
-    #[prost(string, tag = "13")]
+    #[prost(string, tag = "10")]
     pub endpoint: ::prost::alloc::string::String,
     /// Rows refused because the peer may not speak for their cluster, since this mesh server started.
-    #[prost(uint64, tag = "14")]
+    #[prost(uint64, tag = "11")]
     pub refused_rows: u64,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -1,1 +1,46 @@
+//! The mesh protocol, without sockets or clocks: who may say what, which rows a consumer holds, who has fallen silent.
+//!
+//! A mesh server is a [`Hub`]: it publishes its own cluster ([`Publisher`]) and keeps a copy of every linked one. Each
+//! stream that it serves is a [`Watcher`], which reads [`View`]s of the hub and is asked for one message at a time, so
+//! that a slow consumer costs no queue: what it missed, it gets folded. The agent's side is a [`Feed`].
+//!
+//! ```text
+//! source ─▶ Publisher ─▶ View ─▶ Watcher ═ stream ═▶ peer's Hub ─▶ View ─▶ Watcher ═ stream ═▶ Feed ─▶ store
+//! ```
+//!
+//! Streams number their messages. A repeated one is ignored and a gap ends the stream, so reordering and loss below us
+//! become a reconnect, and a reconnect is a diffed snapshot: what is not named before its end mark goes, and not before.
 
+mod backoff;
+mod fault;
+mod feed;
+mod hub;
+mod ledger;
+mod listing;
+mod message;
+mod position;
+mod publisher;
+mod rows;
+mod silence;
+mod watcher;
+
+#[cfg(test)]
+mod simulation;
+
+pub use backoff::Backoff;
+pub use fault::Fault;
+pub use feed::{
+    Dropped, Feed, FeedEvent, FeedSettings, FeedState, FeedStatus, PeerState, PeerStatus,
+    SavedFeed, SavedPeer, Standing,
+};
+pub use hub::{Hub, SavedHub, SavedLink};
+pub use ledger::{Changes, Ledger};
+pub use message::{
+    Cluster, ConsumerHello, FromServer, HearsUs, Held, LinkState, PeerReport, PeerSilence, Role,
+    Sequenced, ServerHello, VERSION,
+};
+pub use position::{Epoch, Position};
+pub use publisher::{Publisher, SavedPublisher};
+pub use rows::{RowKey, Rows, SavedRows};
+pub use silence::{Age, SavedSilence, Silence};
+pub use watcher::{ClusterView, PeerView, View, Watcher};

@@ -1,0 +1,233 @@
+use std::time::{Duration, Instant, SystemTime};
+
+use super::super::listing::Listing;
+use super::super::{
+    Age, Cluster, Held, LinkState, PeerReport, PeerSilence, Position, Rows, SavedSilence,
+};
+use super::status::{PeerState, PeerStatus};
+use super::{Dropped, FeedEvent, FeedSettings, SavedPeer, Standing};
+use crate::model::{Batch, ClusterId, ClusterName, RowChange};
+
+/// One linked cluster, as the agent knows it.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) name: ClusterName,
+    /// Of the rows held. `None` until our mesh server began to tell them.
+    pub(super) id: Option<ClusterId>,
+    rows: Rows,
+    listing: Listing,
+    /// A list was complete since the agent started.
+    complete: bool,
+    /// As last reported. It does not grow by itself.
+    witnessed: Duration,
+    last_word: Option<Age>,
+    /// What the store was told; `None`: nothing.
+    standing: Option<Standing>,
+    standing_since: Age,
+    /// The report that came last, and when.
+    report: Option<(PeerReport, Instant)>,
+}
+
+impl Peer {
+    pub(super) fn new(name: ClusterName, now: Instant) -> Self {
+        Self {
+            name,
+            id: None,
+            rows: Rows::default(),
+            listing: Listing::Silent,
+            complete: false,
+            witnessed: Duration::ZERO,
+            last_word: None,
+            standing: None,
+            standing_since: Age::zero(now),
+            report: None,
+        }
+    }
+
+    pub(super) fn load(saved: SavedPeer, now: Instant, wall: SystemTime) -> Self {
+        Self {
+            id: Some(saved.cluster.id),
+            rows: saved.rows.into(),
+            witnessed: saved.silence.witnessed,
+            last_word: saved.silence.last_word(now, wall),
+            ..Self::new(saved.cluster.name, now)
+        }
+    }
+
+    pub(super) fn save(&self, now: Instant, wall: SystemTime) -> Option<SavedPeer> {
+        Some(SavedPeer {
+            cluster: self.cluster()?,
+            silence: SavedSilence::new(self.witnessed, self.last_word, now, wall),
+            rows: self.rows.save(),
+        })
+    }
+
+    pub(super) fn cluster(&self) -> Option<Cluster> {
+        Some(Cluster {
+            name: self.name.clone(),
+            id: self.id?,
+        })
+    }
+
+    /// A new stream: what is held complete.
+    pub(super) fn open(&mut self) -> Option<Held> {
+        self.listing = Listing::Silent;
+        Some(Held {
+            cluster: self.cluster()?,
+            position: self.rows.position()?,
+        })
+    }
+
+    pub(super) fn report(&mut self, report: PeerReport, now: Instant) {
+        self.report = Some((report, now));
+    }
+
+    pub(super) fn silence(&mut self, said: &PeerSilence, now: Instant) {
+        self.witnessed = said.witnessed;
+        self.last_word = said.last_word.map(|age| Age::of(age, now));
+    }
+
+    /// Compares the silence with the limits, and tells the store if the answer changed.
+    pub(super) fn judge(
+        &mut self,
+        settings: &FeedSettings,
+        now: Instant,
+        events: &mut Vec<FeedEvent>,
+    ) {
+        let Some(cluster) = self.cluster() else {
+            return;
+        };
+        let standing = match self.witnessed {
+            silent if silent >= settings.ttl => Standing::Expired,
+            silent if silent >= settings.stale_after => Standing::Stale,
+            _ => Standing::Live,
+        };
+        let before = self.standing.replace(standing);
+        if before == Some(standing) {
+            return;
+        }
+        self.standing_since = Age::zero(now);
+        if standing == Standing::Expired {
+            if before.is_some() {
+                events.push(FeedEvent::Dropped {
+                    cluster,
+                    why: Dropped::Expired,
+                });
+            }
+            return;
+        }
+        events.push(FeedEvent::Peer {
+            cluster: cluster.clone(),
+            stale: standing == Standing::Stale,
+            silent: self.witnessed,
+        });
+        if matches!(before, None | Some(Standing::Expired)) {
+            let batch = Batch {
+                changes: self.rows.all(),
+                complete: self.is_told_whole(),
+            };
+            if !batch.is_empty() {
+                events.push(FeedEvent::Rows { cluster, batch });
+            }
+        }
+    }
+
+    /// The rows held are a complete list of this run.
+    fn is_told_whole(&self) -> bool {
+        self.complete
+            && matches!(self.listing, Listing::Live | Listing::Silent)
+            && self.rows.position().is_some()
+    }
+
+    /// Its rows go, and so does its id if another cluster has it now.
+    pub(super) fn renumber(&mut self, id: Option<ClusterId>, events: &mut Vec<FeedEvent>) {
+        self.drop_rows(Dropped::Renumbered, events);
+        self.id = id;
+        self.rows = Rows::default();
+        self.listing = Listing::Silent;
+        self.complete = false;
+        self.standing = None;
+        self.witnessed = Duration::ZERO;
+    }
+
+    pub(super) fn drop_rows(&mut self, why: Dropped, events: &mut Vec<FeedEvent>) {
+        if let (Some(cluster), Some(Standing::Live | Standing::Stale)) =
+            (self.cluster(), self.standing)
+        {
+            events.push(FeedEvent::Dropped { cluster, why });
+        }
+        self.standing = None;
+    }
+
+    pub(super) fn start(&mut self, resumed: bool) -> Result<(), &'static str> {
+        self.listing.start(resumed, &self.rows)
+    }
+
+    pub(super) fn rows(
+        &mut self,
+        changes: Vec<RowChange>,
+        position: Option<Position>,
+        events: &mut Vec<FeedEvent>,
+    ) -> Result<(), &'static str> {
+        let changes = self.listing.rows(&mut self.rows, changes, position)?;
+        self.tell(changes, false, events);
+        Ok(())
+    }
+
+    pub(super) fn complete(
+        &mut self,
+        position: Position,
+        events: &mut Vec<FeedEvent>,
+    ) -> Result<(), &'static str> {
+        let changes = self.listing.complete(&mut self.rows, position)?;
+        let first = !std::mem::replace(&mut self.complete, true);
+        self.tell(changes, first, events);
+        Ok(())
+    }
+
+    fn tell(&self, changes: Vec<RowChange>, complete: bool, events: &mut Vec<FeedEvent>) {
+        let batch = Batch { changes, complete };
+        if let (Some(cluster), Some(Standing::Live | Standing::Stale)) =
+            (self.cluster(), self.standing)
+            && !batch.is_empty()
+        {
+            events.push(FeedEvent::Rows { cluster, batch });
+        }
+    }
+
+    pub(super) fn status(&self, settings: &FeedSettings) -> PeerStatus {
+        let link = self.report.as_ref().map(|(report, _)| report);
+        let aged = |age: Duration| self.report.as_ref().map(|(_, at)| Age::of(age, *at));
+        let link_since = link.and_then(|report| aged(report.state_age));
+        let (state, state_since) = match (self.standing, link.map(|report| report.state)) {
+            (Some(Standing::Expired), _) => (PeerState::Dropped, Some(self.standing_since)),
+            (_, Some(LinkState::Refused)) => (PeerState::Refused, link_since),
+            (Some(Standing::Stale), _) => (PeerState::Stale, Some(self.standing_since)),
+            (_, Some(LinkState::Connected)) => (PeerState::Connected, link_since),
+            (_, Some(LinkState::Connecting) | None) => (PeerState::Connecting, link_since),
+        };
+        PeerStatus {
+            name: self.name.clone(),
+            id: self.id.or(link.and_then(|report| report.id)),
+            state,
+            state_since,
+            last_word: self.last_word,
+            hears_us: link.map(|report| report.hears_us).unwrap_or_default(),
+            hears_us_since: link.and_then(|report| aged(report.hears_us_age)),
+            position: self.rows.position(),
+            complete: self.complete,
+            services: self.rows.services(),
+            endpoints: self.rows.endpoints(),
+            last_error: link
+                .and_then(|report| report.last_error.clone())
+                .and_then(|(text, age)| Some((text, aged(age)?))),
+            tries: link.map_or(0, |report| report.tries),
+            endpoint: link
+                .map(|report| report.endpoint.clone())
+                .unwrap_or_default(),
+            dropped_in: (self.standing == Some(Standing::Stale))
+                .then(|| settings.ttl.saturating_sub(self.witnessed)),
+            refused_rows: link.map_or(0, |report| report.refused_rows),
+        }
+    }
+}

@@ -1,0 +1,309 @@
+use std::time::{Duration, Instant, SystemTime};
+
+use super::super::listing::Listing;
+use super::super::message::in_sequence;
+use super::super::silence::{Silence, Wakefulness};
+use super::super::{
+    Age, Cluster, ClusterView, Fault, FromServer, HearsUs, Held, Ledger, LinkState, PeerView, Rows,
+    Sequenced, ServerHello, VERSION,
+};
+use super::SavedLink;
+use crate::model::{ClusterId, ClusterName};
+
+/// One linked cluster: its rows, and how the stream from it stands.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) name: ClusterName,
+    /// Named by a link of this run, not by an earlier run's state file alone.
+    pub(super) configured: bool,
+    pub(super) pinned: Option<ClusterId>,
+    /// As the cluster said, now or before.
+    pub(super) id: Option<ClusterId>,
+    pub(super) silence: Silence,
+    pub(super) state: LinkState,
+    pub(super) state_since: Age,
+    pub(super) hears_us: HearsUs,
+    pub(super) hears_us_since: Age,
+    ledger: Ledger,
+    stream: Option<Stream>,
+    endpoint: String,
+    tries: u32,
+    last_error: Option<(String, Age)>,
+    refused_rows: u64,
+}
+
+#[derive(Debug)]
+struct Stream {
+    /// The next message's number.
+    expected: u64,
+    greeted: bool,
+    listing: Listing,
+}
+
+/// What a message did.
+pub(super) enum Effect {
+    /// To rows or to the link's state.
+    Seen,
+    /// It was a sign of life.
+    Counted,
+}
+
+impl Link {
+    pub(super) fn new(name: ClusterName, instance: u64, clock: &Wakefulness, now: Instant) -> Self {
+        Self {
+            name,
+            configured: false,
+            pinned: None,
+            id: None,
+            silence: Silence::begin(clock, now),
+            state: LinkState::Connecting,
+            state_since: Age::zero(now),
+            hears_us: HearsUs::Unknown,
+            hears_us_since: Age::zero(now),
+            ledger: Ledger::new(instance, Rows::default()),
+            stream: None,
+            endpoint: String::new(),
+            tries: 0,
+            last_error: None,
+            refused_rows: 0,
+        }
+    }
+
+    pub(super) fn load(
+        saved: SavedLink,
+        instance: u64,
+        clock: &Wakefulness,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Self {
+        Self {
+            id: Some(saved.cluster.id),
+            silence: Silence::load(&saved.silence, clock, now, wall),
+            ledger: Ledger::new(instance, saved.rows.into()),
+            ..Self::new(saved.cluster.name, instance, clock, now)
+        }
+    }
+
+    pub(super) fn save(
+        &self,
+        clock: &Wakefulness,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Option<SavedLink> {
+        Some(SavedLink {
+            cluster: Cluster {
+                name: self.name.clone(),
+                id: self.id?,
+            },
+            silence: self.silence.save(clock, now, wall),
+            rows: self.ledger.rows().save(),
+        })
+    }
+
+    pub(super) fn view(&self) -> PeerView {
+        PeerView {
+            name: self.name.clone(),
+            id: self.id.or(self.pinned),
+            state: self.state,
+            state_since: self.state_since,
+            hears_us: self.hears_us,
+            hears_us_since: self.hears_us_since,
+            last_error: self.last_error.clone(),
+            tries: self.tries,
+            endpoint: self.endpoint.clone(),
+            refused_rows: self.refused_rows,
+        }
+    }
+
+    pub(super) fn cluster_view(&self, id: ClusterId) -> ClusterView {
+        ClusterView {
+            cluster: Cluster {
+                name: self.name.clone(),
+                id,
+            },
+            ledger: self.ledger.clone(),
+        }
+    }
+
+    pub(super) fn dial(&mut self, endpoint: &str) {
+        self.tries = self.tries.saturating_add(1);
+        endpoint.clone_into(&mut self.endpoint);
+    }
+
+    pub(super) fn open(&mut self) -> Option<Held> {
+        self.stream = Some(Stream {
+            expected: 1,
+            greeted: false,
+            listing: Listing::Silent,
+        });
+        let cluster = Cluster {
+            name: self.name.clone(),
+            id: self.id?,
+        };
+        self.ledger
+            .rows()
+            .position()
+            .map(|position| Held { cluster, position })
+    }
+
+    pub(super) fn close(&mut self, error: String, refused: bool, now: Instant) {
+        self.stream = None;
+        self.set_state(
+            if refused {
+                LinkState::Refused
+            } else {
+                LinkState::Connecting
+            },
+            now,
+        );
+        self.set_error(error, now);
+    }
+
+    fn set_state(&mut self, state: LinkState, now: Instant) {
+        if state != self.state {
+            (self.state, self.state_since) = (state, Age::zero(now));
+        }
+    }
+
+    /// The same error again keeps its age: people ask since when, and `tries` says how often.
+    fn set_error(&mut self, error: String, now: Instant) {
+        if self
+            .last_error
+            .as_ref()
+            .is_none_or(|(before, _)| *before != error)
+        {
+            self.last_error = Some((error, Age::zero(now)));
+        }
+    }
+
+    fn broke(&self, what: &'static str) -> Fault {
+        Fault::PeerBroke {
+            who: format!("the mesh server of \"{}\"", self.name),
+            what,
+        }
+    }
+
+    /// Applies a message. `taken` is who else has the id that a hello names; `instance` is unused so far.
+    pub(super) fn receive(
+        &mut self,
+        said: Sequenced,
+        own: &Cluster,
+        taken: Option<ClusterName>,
+        instance: u64,
+        now: Instant,
+    ) -> Result<Effect, Fault> {
+        let name = self.name.clone();
+        let broke = |what| Fault::PeerBroke {
+            who: format!("the mesh server of \"{name}\""),
+            what,
+        };
+        let stream = self.stream.as_mut().ok_or(Fault::Unlinked)?;
+        if !in_sequence(&mut stream.expected, said.sequence).map_err(broke)? {
+            return Ok(Effect::Counted);
+        }
+        if let FromServer::Hello(hello) = said.message {
+            if std::mem::replace(&mut stream.greeted, true) {
+                return Err(broke("said hello twice"));
+            }
+            self.greet(hello, own, taken, instance, now)?;
+            return Ok(Effect::Seen);
+        }
+        let Some(id) = self.id.filter(|_| stream.greeted) else {
+            return Err(broke("did not begin with a hello"));
+        };
+        match said.message {
+            FromServer::Start { cluster, .. } if cluster.id != id || cluster.name != name => {
+                self.refuse(cluster.id, 0, now);
+            }
+            FromServer::Rows {
+                id: other, changes, ..
+            } if other != id => self.refuse(other, changes.len(), now),
+            FromServer::Complete { id: other, .. } if other != id => self.refuse(other, 0, now),
+            FromServer::Start { resumed, .. } => stream
+                .listing
+                .start(resumed, self.ledger.rows())
+                .map_err(broke)?,
+            FromServer::Rows {
+                changes, position, ..
+            } => {
+                stream
+                    .listing
+                    .rows(&mut self.ledger, changes, position)
+                    .map_err(broke)?;
+            }
+            FromServer::Complete { position, .. } => {
+                stream
+                    .listing
+                    .complete(&mut self.ledger, position)
+                    .map_err(broke)?;
+            }
+            // What a peer says of third clusters is hearsay.
+            FromServer::Peers(_) | FromServer::Heartbeat(_) => return Ok(Effect::Counted),
+            FromServer::Hello(_) => return Err(broke("said hello twice")),
+        }
+        Ok(Effect::Seen)
+    }
+
+    fn greet(
+        &mut self,
+        hello: ServerHello,
+        own: &Cluster,
+        taken: Option<ClusterName>,
+        instance: u64,
+        now: Instant,
+    ) -> Result<(), Fault> {
+        let found = hello.cluster;
+        if hello.version != VERSION {
+            return Err(Fault::NoCommonVersion {
+                theirs: vec![hello.version],
+                ours: VERSION,
+            });
+        }
+        if hello.heartbeat < Duration::from_millis(10) || hello.heartbeat > Duration::from_secs(60)
+        {
+            return Err(self.broke("asks for a heartbeat outside 10ms..60s"));
+        }
+        if found.name == own.name && found.id != own.id {
+            return Err(Fault::DuplicateName {
+                name: found.name,
+                one: own.id,
+                other: found.id,
+            });
+        }
+        if found.name != self.name {
+            return Err(Fault::WrongCluster {
+                link: self.name.clone(),
+                found,
+            });
+        }
+        if let Some(pinned) = self.pinned.filter(|pinned| *pinned != found.id) {
+            return Err(Fault::WrongId { pinned, found });
+        }
+        if let Some(one) = taken {
+            return Err(Fault::DuplicateId {
+                id: found.id,
+                one,
+                other: found.name,
+            });
+        }
+        if self.id != Some(found.id) {
+            if self.id.is_some() {
+                // Another id is another owner: consumers list anew.
+                self.ledger = Ledger::new(instance, Rows::default());
+            }
+            self.id = Some(found.id);
+        }
+        self.set_state(LinkState::Connected, now);
+        (self.tries, self.last_error) = (0, None);
+        Ok(())
+    }
+
+    fn refuse(&mut self, other: ClusterId, rows: usize, now: Instant) {
+        self.refused_rows += rows as u64;
+        let (name, total) = (&self.name, self.refused_rows);
+        let error = format!(
+            "\"{name}\" spoke for cluster id {other}: {total} rows refused, a mesh server speaks for its own cluster only"
+        );
+        self.set_error(error, now);
+    }
+}

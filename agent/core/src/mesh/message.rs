@@ -1,0 +1,142 @@
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Epoch, Position};
+use crate::model::{ClusterId, ClusterName, RowChange};
+
+/// The version of the protocol that this code speaks.
+pub const VERSION: u32 = 1;
+
+/// A cluster's name and id. They travel together: a mesh has each of them once.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Cluster {
+    pub name: ClusterName,
+    pub id: ClusterId,
+}
+
+impl fmt::Display for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\" (id {})", self.name, self.id)
+    }
+}
+
+/// What a consumer is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Role {
+    /// Another cluster's mesh server: gets our own cluster's rows.
+    MeshServer,
+    /// An agent of our own cluster: gets every linked cluster's rows.
+    Agent,
+}
+
+/// A complete state that a consumer holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Held {
+    pub cluster: Cluster,
+    pub position: Position,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConsumerHello {
+    pub cluster: Cluster,
+    pub role: Role,
+    pub node: String,
+    pub held: Vec<Held>,
+    /// An agent's: silence of a peer that it wants to hear of at once.
+    pub stale_after: Option<Duration>,
+    pub versions: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServerHello {
+    pub cluster: Cluster,
+    pub epoch: Epoch,
+    pub heartbeat: Duration,
+    pub version: u32,
+}
+
+/// A message from a mesh server, in its place in the stream.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sequenced {
+    /// From 1, without gaps.
+    pub sequence: u64,
+    pub message: FromServer,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum FromServer {
+    Hello(ServerHello),
+    Start {
+        cluster: Cluster,
+        resumed: bool,
+    },
+    Rows {
+        id: ClusterId,
+        changes: Vec<RowChange>,
+        position: Option<Position>,
+    },
+    Complete {
+        id: ClusterId,
+        position: Position,
+    },
+    Peers(Vec<PeerReport>),
+    Heartbeat(Vec<PeerSilence>),
+}
+
+/// How a link to a peer stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LinkState {
+    #[default]
+    Connecting,
+    Connected,
+    /// Reached, and turned down by one side: somebody has to change something.
+    Refused,
+}
+
+/// Does a peer's mesh server watch ours?
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum HearsUs {
+    #[default]
+    Unknown,
+    Yes,
+    No,
+}
+
+/// A peer as our mesh server sees it. Ages are those at the moment of writing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerReport {
+    pub name: ClusterName,
+    pub id: Option<ClusterId>,
+    pub state: LinkState,
+    pub state_age: Duration,
+    pub hears_us: HearsUs,
+    pub hears_us_age: Duration,
+    /// What went wrong last, and how long ago; none since the link was connected.
+    pub last_error: Option<(String, Duration)>,
+    pub tries: u32,
+    pub endpoint: String,
+    pub refused_rows: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PeerSilence {
+    pub id: ClusterId,
+    /// Silence that a living mesh server witnessed.
+    pub witnessed: Duration,
+    /// Age of the last word; `None` if there was none.
+    pub last_word: Option<Duration>,
+}
+
+/// Checks that a stream's messages come in order. `Ok(false)`: seen before, to be ignored.
+pub(super) fn in_sequence(expected: &mut u64, sequence: u64) -> Result<bool, &'static str> {
+    if sequence > *expected {
+        return Err("left out a message");
+    }
+    if sequence < *expected {
+        return Ok(false);
+    }
+    *expected += 1;
+    Ok(true)
+}

@@ -1,0 +1,293 @@
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use isthmus_core::model::{ClusterId, ClusterName};
+
+/// Shows and changes what this node knows of its mesh.
+///
+/// Exit codes: 0 good; 1 something is wrong, or the agent does not answer; 2 wrong usage.
+#[derive(Debug, Parser)]
+#[command(name = "agentctl", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub struct Global {
+    /// The agent's unix socket
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "ISTHMUS_SOCKET",
+        default_value = "/run/isthmus/agent.sock"
+    )]
+    pub socket: PathBuf,
+    /// What to print
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+    /// Print without colours, as NO_COLOR in the environment does
+    #[arg(long, global = true)]
+    pub no_color: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Table,
+    /// More columns, nothing shortened
+    Wide,
+    Json,
+    Yaml,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// This node: sources, programs, maps, and whether the kernel holds what it should
+    Status,
+    /// Versions of agentctl and of the agent
+    Version {
+        /// Do not ask the agent
+        #[arg(long)]
+        client: bool,
+    },
+    /// The other clusters: their state, and links to them
+    #[command(subcommand)]
+    Clustermesh(Clustermesh),
+    /// Services and their backends in all clusters
+    #[command(subcommand)]
+    Service(Service),
+    /// The kernel's own tables
+    #[command(subcommand)]
+    Bpf(Bpf),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Clustermesh {
+    /// The feed from this cluster's mesh server, and every peer
+    Status {
+        /// Wait until every peer is connected and hears us; 1m if no time is given
+        #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true,
+              default_missing_value = "1m", value_parser = duration)]
+        wait: Option<Duration>,
+    },
+    /// Link to another cluster: writes its link file, and prints the command for the other side
+    Connect(Connect),
+    /// Remove the link to another cluster
+    Disconnect {
+        /// The other cluster's name
+        name: ClusterName,
+        #[command(flatten)]
+        links: Links,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Connect {
+    /// The other cluster's name
+    pub name: ClusterName,
+    /// Where its mesh server listens; repeat it for more addresses
+    #[arg(long = "endpoint", value_name = "HOST:PORT", required = true, value_parser = endpoint)]
+    pub endpoints: Vec<String>,
+    /// Accept it with this cluster id only
+    #[arg(long)]
+    pub id: Option<ClusterId>,
+    /// Wait until it is connected; 1m if no time is given
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true,
+          default_missing_value = "1m", value_parser = duration)]
+    pub wait: Option<Duration>,
+    #[command(flatten)]
+    pub links: Links,
+    #[command(flatten)]
+    pub tls: Tls,
+}
+
+#[derive(Debug, Args)]
+pub struct Links {
+    /// The mesh server's directory of links
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "ISTHMUS_LINKS",
+        default_value = "/etc/isthmus/links"
+    )]
+    pub links: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct Tls {
+    /// Certificate authority that the other mesh server is checked against; a relative path is relative to the links
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "ISTHMUS_TLS_CA",
+        default_value = "ca.crt"
+    )]
+    pub tls_ca: PathBuf,
+    /// Certificate that this cluster's mesh server shows
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "ISTHMUS_TLS_CERT",
+        default_value = "client.crt"
+    )]
+    pub tls_cert: PathBuf,
+    /// Its key
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "ISTHMUS_TLS_KEY",
+        default_value = "client.key"
+    )]
+    pub tls_key: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Service {
+    /// One line for each frontend and backend
+    #[command(visible_alias = "ls")]
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Bpf {
+    /// The load balancer's maps
+    #[command(subcommand)]
+    Lb(Lb),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Lb {
+    /// Frontends, rings, slots and backends, as the kernel holds them
+    #[command(visible_alias = "ls")]
+    List,
+}
+
+/// `30s`, `5m`, `1h`, `250ms`, `1m30s`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no duration like 500ms, 30s or 1m30s");
+    if let Ok(seconds) = text.parse() {
+        return Duration::try_from_secs_f64(seconds).map_err(|_| wrong());
+    }
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let unit_at = rest
+            .find(|c: char| c.is_ascii_alphabetic())
+            .ok_or_else(wrong)?;
+        let (number, after) = rest.split_at(unit_at);
+        let unit_len = after
+            .find(|c: char| !c.is_ascii_alphabetic())
+            .unwrap_or(after.len());
+        let (unit, next) = after.split_at(unit_len);
+        let seconds = match unit {
+            "ms" => 0.001,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(wrong()),
+        };
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        total += Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())?;
+        rest = next;
+    }
+    if text.is_empty() {
+        Err(wrong())
+    } else {
+        Ok(total)
+    }
+}
+
+/// `HOST:PORT`, the host a name or an address; IPv6 in brackets.
+fn endpoint(text: &str) -> Result<String, String> {
+    let wrong =
+        || format!("{text:?} is no HOST:PORT like mesh.west.example:4260 or [fd00::1]:4260");
+    if text.parse::<SocketAddr>().is_ok_and(|a| a.port() != 0) {
+        return Ok(text.to_owned());
+    }
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    let good =
+        !host.is_empty() && host.chars().all(name) && port.parse().is_ok_and(|p: u16| p != 0);
+    if good {
+        Ok(text.to_owned())
+    } else {
+        Err(wrong())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_read_with_their_units() {
+        for (text, seconds) in [
+            ("30s", 30.0),
+            ("1m30s", 90.0),
+            ("250ms", 0.25),
+            ("1h", 3600.0),
+            ("2.5s", 2.5),
+            ("7", 7.0),
+        ] {
+            assert_eq!(
+                duration(text),
+                Ok(Duration::from_secs_f64(seconds)),
+                "{text}"
+            );
+        }
+        for text in ["", "s", "5d", "5s3", "-1", "1m-3s", "nan", "1e300h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn wait_takes_its_time_after_an_equals_sign_only() {
+        let wait = |args: &[&str]| {
+            let all = ["agentctl", "clustermesh", "status"].iter().chain(args);
+            match Cli::try_parse_from(all).map(|cli| cli.command) {
+                Ok(Command::Clustermesh(Clustermesh::Status { wait })) => Some(wait),
+                _ => None,
+            }
+        };
+        assert_eq!(wait(&[]), Some(None));
+        assert_eq!(wait(&["--wait"]), Some(Some(Duration::from_secs(60))));
+        assert_eq!(wait(&["--wait=5s"]), Some(Some(Duration::from_secs(5))));
+        assert_eq!(wait(&["--wait", "5s"]), None);
+    }
+
+    #[test]
+    fn endpoints_are_a_host_and_a_port() {
+        for good in [
+            "10.2.0.2:4260",
+            "[fd00::1]:4260",
+            "mesh.west.example:4260",
+            "west:1",
+        ] {
+            assert!(endpoint(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "10.2.0.2",
+            "fd00::1:4260",
+            ":4260",
+            "west:0",
+            "west:70000",
+            "we st:1",
+            "a/b:1",
+            "",
+        ] {
+            assert!(endpoint(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! `clustermesh connect` and `disconnect`: a link is one file in the mesh server's directory of links.
+
+use std::fs::{self, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use isthmus_core::model::{ClusterId, ClusterName};
+use serde::Serialize;
+
+use super::mesh;
+use crate::cli::{Connect, Global, Links, Tls};
+use crate::client::{Agent, poll};
+use crate::output::show;
+use crate::report::link::{ClusterLink, Done};
+use crate::report::mesh::{ClusterMeshStatus, other_side};
+use crate::text::Seconds;
+
+/// A link's file, in the shape of the later custom resource.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LinkFile<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    metadata: Metadata<'a>,
+    spec: Spec<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct Metadata<'a> {
+    name: &'a ClusterName,
+}
+
+#[derive(Debug, Serialize)]
+struct Spec<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<ClusterId>,
+    endpoints: &'a [String],
+    tls: TlsFiles<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct TlsFiles<'a> {
+    ca: &'a Path,
+    cert: &'a Path,
+    key: &'a Path,
+}
+
+pub(super) async fn connect(global: &Global, connect: &Connect) -> Result<ExitCode> {
+    let own = own_side(&global.socket).await;
+    if let Some(own) = &own {
+        not_ourselves(connect, own)?;
+    } else if connect.wait.is_some() {
+        // Without an agent there is nothing to wait on: its own error says why.
+        Agent::connect(&global.socket).await?;
+    }
+    let directory = &connect.links.links;
+    check_tls(directory, &connect.tls, own.as_ref())?;
+    let text = link_text(connect)?;
+    let file = link_path(directory, &connect.name);
+    let done = write(&file, &text)?;
+    let mut report = report(&connect.name, &file, done);
+    report.describe_other_side(own.as_ref(), |cluster, id, endpoint| {
+        other_side(cluster, id, endpoint)
+    });
+    if let Some(time) = connect.wait {
+        let started = Instant::now();
+        let connected = |status: &ClusterMeshStatus| status.is_connected(connect.name.as_str());
+        let (_, done) = poll(&global.socket, time, mesh, connected).await?;
+        report.connected = Some(done);
+        report.waited_seconds = Some(Seconds::new(started.elapsed().as_secs_f64()));
+    }
+    show(&report, global)
+}
+
+pub(super) async fn disconnect(
+    global: &Global,
+    name: &ClusterName,
+    links: &Links,
+) -> Result<ExitCode> {
+    let file = link_path(&links.links, name);
+    match fs::remove_file(&file) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            bail!(
+                "no link to {name}: {} is not there; --links names another directory",
+                file.display()
+            )
+        }
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot remove {}", file.display()));
+        }
+    }
+    let own = own_side(&global.socket).await;
+    let mut report = report(name, &file, Done::Removed);
+    report.describe_other_side(own.as_ref(), |cluster, _, _| {
+        format!("agentctl clustermesh disconnect {cluster}")
+    });
+    show(&report, global)
+}
+
+/// What the agent knows of this side; none if it does not answer. A link can be written without it.
+async fn own_side(socket: &Path) -> Option<ClusterMeshStatus> {
+    mesh(&mut Agent::connect(socket).await.ok()?).await.ok()
+}
+
+fn not_ourselves(connect: &Connect, own: &ClusterMeshStatus) -> Result<()> {
+    let node = &own.node;
+    ensure!(
+        connect.name.as_str() != node.cluster,
+        "{} is this cluster itself; name the other one",
+        node.cluster
+    );
+    if let Some(id) = connect.id {
+        ensure!(
+            u32::from(id.get()) != node.cluster_id,
+            "cluster id {id} is taken: {:?} (this cluster) and {:?} both use it; give one another id in its --cluster-id, then restart it",
+            node.cluster,
+            connect.name.as_str()
+        );
+    }
+    Ok(())
+}
+
+/// A link whose files are missing would be written, and never connect.
+fn check_tls(directory: &Path, tls: &Tls, own: Option<&ClusterMeshStatus>) -> Result<()> {
+    for file in [&tls.tls_ca, &tls.tls_cert, &tls.tls_key] {
+        let file = directory.join(file);
+        if let Err(error) = fs::metadata(&file) {
+            let cluster = own.map_or("CLUSTER", |own| own.node.cluster.as_str());
+            bail!(
+                "{}: {error}. Name the files in --tls-ca, --tls-cert and --tls-key (a relative path is relative to {}). Without a PKI, make them with: agentctl clustermesh certs --cluster {cluster} --out DIR",
+                file.display(),
+                directory.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn link_text(connect: &Connect) -> Result<String> {
+    let link = LinkFile {
+        api_version: "mesh.isthmus.dev/v1alpha1",
+        kind: "ClusterLink",
+        metadata: Metadata {
+            name: &connect.name,
+        },
+        spec: Spec {
+            id: connect.id,
+            endpoints: &connect.endpoints,
+            tls: TlsFiles {
+                ca: &connect.tls.tls_ca,
+                cert: &connect.tls.tls_cert,
+                key: &connect.tls.tls_key,
+            },
+        },
+    };
+    serde_saphyr::to_string(&link).context("cannot write the link as YAML")
+}
+
+fn link_path(directory: &Path, name: &ClusterName) -> PathBuf {
+    directory.join(format!("{name}.yaml"))
+}
+
+/// Whole or not at all: written beside, made durable, renamed into place.
+fn write(file: &Path, text: &str) -> Result<Done> {
+    if fs::read_to_string(file).is_ok_and(|there| there == text) {
+        return Ok(Done::Unchanged);
+    }
+    let directory = file.parent().context("a link's file has a directory")?;
+    let written = || -> std::io::Result<()> {
+        fs::create_dir_all(directory)?;
+        let mut beside = tempfile::Builder::new()
+            .prefix(".link-")
+            .permissions(Permissions::from_mode(0o644))
+            .tempfile_in(directory)?;
+        beside.write_all(text.as_bytes())?;
+        beside.as_file().sync_all()?;
+        beside.persist(file)?;
+        fs::File::open(directory)?.sync_all()
+    };
+    written().with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(Done::Written)
+}
+
+fn report(name: &ClusterName, file: &Path, done: Done) -> ClusterLink {
+    ClusterLink {
+        name: name.as_str().to_owned(),
+        file: file.display().to_string(),
+        done,
+        connected: None,
+        waited_seconds: None,
+        other_side: String::new(),
+        other_side_is_incomplete: false,
+    }
+}
+
+impl ClusterLink {
+    /// `command` gets this cluster's name, its id and where it is reached, as far as they are known.
+    fn describe_other_side(
+        &mut self,
+        own: Option<&ClusterMeshStatus>,
+        command: impl Fn(&str, Option<u32>, Option<&str>) -> String,
+    ) {
+        self.other_side = match own {
+            Some(own) => command(
+                &own.node.cluster,
+                Some(own.node.cluster_id),
+                own.own_endpoint(),
+            ),
+            None => command("CLUSTER", None, None),
+        };
+        let word = |word: &str| word.starts_with("CLUSTER") || word.starts_with("HOST:");
+        self.other_side_is_incomplete = self.other_side.split(' ').any(word);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+use clap::Parser;
+use isthmus_proto::node::v1 as proto;
+use time::OffsetDateTime;
+
+use super::*;
+use crate::cli::{Cli, Clustermesh, Command};
+
+fn parse(directory: &Path, more: &[&str]) -> Connect {
+    let directory = directory.to_str().unwrap();
+    let args = [
+        "agentctl",
+        "clustermesh",
+        "connect",
+        "west",
+        "--links",
+        directory,
+    ];
+    let args = args
+        .iter()
+        .chain(&["--endpoint", "10.2.0.2:4260"])
+        .chain(more);
+    match Cli::try_parse_from(args).unwrap().command {
+        Command::Clustermesh(Clustermesh::Connect(connect)) => connect,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn east(server: &str) -> ClusterMeshStatus {
+    let answer = proto::GetClusterMeshResponse {
+        node: Some(proto::NodeInfo {
+            cluster: "east".to_owned(),
+            cluster_id: 1,
+            ..proto::NodeInfo::default()
+        }),
+        feed: Some(proto::Feed {
+            server: server.to_owned(),
+            ..proto::Feed::default()
+        }),
+        ..proto::GetClusterMeshResponse::default()
+    };
+    ClusterMeshStatus::new(answer, OffsetDateTime::UNIX_EPOCH)
+}
+
+#[test]
+fn the_file_has_the_shape_of_the_custom_resource() {
+    let directory = tempfile::tempdir().unwrap();
+    let connect = parse(directory.path(), &["--id", "2", "--tls-key", "/keys/k.pem"]);
+    let text = link_text(&connect).unwrap();
+    let value: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+    assert_eq!(
+        value,
+        serde_json::json!({
+            "apiVersion": "mesh.isthmus.dev/v1alpha1",
+            "kind": "ClusterLink",
+            "metadata": {"name": "west"},
+            "spec": {
+                "id": 2,
+                "endpoints": ["10.2.0.2:4260"],
+                "tls": {"ca": "ca.crt", "cert": "client.crt", "key": "/keys/k.pem"},
+            },
+        })
+    );
+    let unpinned = link_text(&parse(directory.path(), &[])).unwrap();
+    assert!(!unpinned.contains("id:"), "{unpinned}");
+}
+
+#[test]
+fn a_file_is_written_whole_and_nothing_is_left_beside_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = link_path(&directory.path().join("links"), &"west".parse().unwrap());
+    assert_eq!(write(&file, "a: 1\n").unwrap(), Done::Written);
+    assert_eq!(write(&file, "a: 1\n").unwrap(), Done::Unchanged);
+    assert_eq!(write(&file, "a: 2\n").unwrap(), Done::Written);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "a: 2\n");
+    let there: Vec<_> = fs::read_dir(file.parent().unwrap()).unwrap().collect();
+    assert_eq!(there.len(), 1);
+    let mode = fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o644);
+}
+
+#[test]
+fn the_other_side_gets_what_is_known_and_capitals_for_the_rest() {
+    let side = |own: Option<&ClusterMeshStatus>| {
+        let mut report = report(
+            &"west".parse().unwrap(),
+            Path::new("west.yaml"),
+            Done::Written,
+        );
+        report.describe_other_side(own, other_side);
+        (report.other_side, report.other_side_is_incomplete)
+    };
+    let command = "agentctl clustermesh connect east --id 1 --endpoint 10.1.0.2:4260";
+    assert_eq!(
+        side(Some(&east("10.1.0.2:4260"))),
+        (command.to_owned(), false)
+    );
+    let command = "agentctl clustermesh connect east --id 1 --endpoint HOST:4260";
+    assert_eq!(
+        side(Some(&east("unix:/run/isthmus/mesh.sock"))),
+        (command.to_owned(), true)
+    );
+    let command = "agentctl clustermesh connect CLUSTER --endpoint HOST:4260";
+    assert_eq!(side(None), (command.to_owned(), true));
+}
+
+#[test]
+fn a_link_to_oneself_or_to_a_taken_id_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut connect = parse(directory.path(), &["--id", "1"]);
+    let error = not_ourselves(&connect, &east("x:1"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with(r#"cluster id 1 is taken: "east" (this cluster) and "west" both use it"#),
+        "{error}"
+    );
+    connect.name = "east".parse().unwrap();
+    connect.id = None;
+    let error = not_ourselves(&connect, &east("x:1"))
+        .unwrap_err()
+        .to_string();
+    assert_eq!(error, "east is this cluster itself; name the other one");
+}
+
+#[test]
+fn a_missing_certificate_is_told_with_the_way_to_make_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let connect = parse(directory.path(), &[]);
+    let error = check_tls(directory.path(), &connect.tls, Some(&east("x:1"))).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("ca.crt: No such file"), "{error}");
+    assert!(
+        error.ends_with("agentctl clustermesh certs --cluster east --out DIR"),
+        "{error}"
+    );
+    for file in ["ca.crt", "client.crt", "client.key"] {
+        fs::write(directory.path().join(file), "x").unwrap();
+    }
+    check_tls(directory.path(), &connect.tls, None).unwrap();
+}

@@ -1,0 +1,252 @@
+//! `clustermesh status`: the feed and the peers.
+
+mod judge;
+mod text;
+
+#[cfg(test)]
+mod tests;
+
+use isthmus_proto::node::v1 as proto;
+use schemars::JsonSchema;
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use super::{Attention, Node, has_fault};
+use crate::output::{Report, Style};
+use crate::text::Seconds;
+
+pub use judge::other_side;
+
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterMeshStatus {
+    pub node: Node,
+    /// The stream from this cluster's mesh server; null if the agent was given none.
+    pub feed: Option<Feed>,
+    /// By name.
+    pub peers: Vec<Peer>,
+    /// Peers that are named in a fault of `attention`.
+    pub peers_needing_attention: usize,
+    /// A peer silent for longer is stale.
+    pub peer_stale_after_seconds: Seconds,
+    /// The rows of a peer silent for longer are dropped.
+    pub cluster_ttl_seconds: Seconds,
+    pub attention: Vec<Attention>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Feed {
+    /// As given to the agent: HOST:PORT or unix:PATH.
+    pub server: String,
+    pub state: FeedState,
+    pub state_seconds: Seconds,
+    pub last_word_seconds: Option<Seconds>,
+    /// Reconnects that took up where the stream had stopped, since the agent started.
+    pub resumed: u64,
+    pub last_resumed_seconds: Option<Seconds>,
+    pub last_error: Option<LinkError>,
+    /// The agent's; null on a unix socket.
+    pub certificate: Option<Certificate>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FeedState {
+    Connecting,
+    Connected,
+    Lost,
+    /// This agentctl does not know what the agent said.
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Peer {
+    pub name: String,
+    pub id: Option<u32>,
+    /// While the feed is lost, the last known.
+    pub state: PeerState,
+    pub state_seconds: Option<Seconds>,
+    pub last_word_seconds: Option<Seconds>,
+    /// True if its mesh server watches this cluster.
+    pub hears_us: Option<bool>,
+    pub hears_us_seconds: Option<Seconds>,
+    /// Life of its store: 16 hexadecimal digits.
+    pub epoch: Option<String>,
+    pub revision: Option<u64>,
+    /// True once its first snapshot was complete.
+    pub complete: bool,
+    pub services: u64,
+    pub endpoints: u64,
+    /// Where it is tried: HOST:PORT.
+    pub endpoint: Option<String>,
+    pub last_error: Option<LinkError>,
+    pub dropped_in_seconds: Option<Seconds>,
+    /// Rows that it had no right to say.
+    pub refused_rows: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerState {
+    Connecting,
+    Connected,
+    Stale,
+    Dropped,
+    Refused,
+    /// This agentctl does not know what the agent said.
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LinkError {
+    pub text: String,
+    pub age_seconds: Seconds,
+    /// Tries in a row that failed.
+    pub tries: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Certificate {
+    pub name: String,
+    /// RFC 3339.
+    #[serde(with = "time::serde::rfc3339")]
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    pub not_after: OffsetDateTime,
+}
+
+impl ClusterMeshStatus {
+    /// `now` judges certificates, and nothing else.
+    pub fn new(answer: proto::GetClusterMeshResponse, now: OffsetDateTime) -> Self {
+        let mut status = Self {
+            node: answer.node.into(),
+            feed: answer.feed.map(Feed::from),
+            peers: answer.peers.into_iter().map(Peer::from).collect(),
+            peers_needing_attention: 0,
+            peer_stale_after_seconds: Seconds::new(answer.peer_stale_after_seconds),
+            cluster_ttl_seconds: Seconds::new(answer.cluster_ttl_seconds),
+            attention: Vec::new(),
+        };
+        status.attention = judge::attention(&status, now);
+        let in_need = |peer: &&Peer| {
+            let mut faults = status.attention.iter().filter(|a| a.is_fault());
+            faults.any(|fault| fault.about == peer.name)
+        };
+        status.peers_needing_attention = status.peers.iter().filter(in_need).count();
+        status
+    }
+    /// What `--wait` waits for: everything well, and known to be. A cluster alone is settled.
+    pub fn is_settled(&self) -> bool {
+        !self.is_bad() && self.peers.iter().all(|peer| peer.hears_us == Some(true))
+    }
+    /// True once `name` is connected and its first snapshot is here.
+    pub fn is_connected(&self, name: &str) -> bool {
+        let feed = self.feed.as_ref();
+        feed.is_some_and(|feed| feed.state == FeedState::Connected)
+            && self.peers.iter().any(|peer| {
+                peer.name == name && peer.state == PeerState::Connected && peer.complete
+            })
+    }
+    /// Where peers reach this cluster's mesh server, if that can be told: the agent's own way to it, unless that is a
+    /// socket of this host's.
+    pub fn own_endpoint(&self) -> Option<&str> {
+        let server = self.feed.as_ref()?.server.as_str();
+        let host = server.rsplit_once(':').map_or("", |(host, _)| host);
+        let own = server.starts_with("unix:")
+            || host == "localhost"
+            || host == "[::1]"
+            || host.starts_with("127.");
+        (!own).then_some(server)
+    }
+    /// The mesh in one line, for `status`.
+    pub fn summary(&self) -> String {
+        text::summary(self)
+    }
+}
+
+impl Report for ClusterMeshStatus {
+    const KIND: &'static str = "ClusterMeshStatus";
+
+    fn text(&self, wide: bool, style: Style) -> String {
+        text::render(self, wide, style)
+    }
+    fn is_bad(&self) -> bool {
+        has_fault(&self.attention)
+    }
+}
+
+impl From<proto::Feed> for Feed {
+    fn from(feed: proto::Feed) -> Self {
+        let state = match feed.state() {
+            proto::FeedState::Connecting => FeedState::Connecting,
+            proto::FeedState::Connected => FeedState::Connected,
+            proto::FeedState::Lost => FeedState::Lost,
+            proto::FeedState::Unspecified => FeedState::Unknown,
+        };
+        Self {
+            server: feed.server,
+            state,
+            state_seconds: Seconds::new(feed.state_seconds),
+            last_word_seconds: Seconds::known(feed.last_word_seconds),
+            resumed: feed.resumed,
+            last_resumed_seconds: Seconds::known(feed.last_resumed_seconds),
+            last_error: feed.last_error.map(LinkError::from),
+            certificate: feed.certificate.and_then(Certificate::new),
+        }
+    }
+}
+
+impl From<proto::Peer> for Peer {
+    fn from(peer: proto::Peer) -> Self {
+        let state = match peer.state() {
+            proto::PeerState::Connecting => PeerState::Connecting,
+            proto::PeerState::Connected => PeerState::Connected,
+            proto::PeerState::Stale => PeerState::Stale,
+            proto::PeerState::Dropped => PeerState::Dropped,
+            proto::PeerState::Refused => PeerState::Refused,
+            proto::PeerState::Unspecified => PeerState::Unknown,
+        };
+        Self {
+            name: peer.name,
+            id: peer.id,
+            state,
+            state_seconds: Seconds::known(peer.state_seconds),
+            last_word_seconds: Seconds::known(peer.last_word_seconds),
+            hears_us: peer.hears_us,
+            hears_us_seconds: Seconds::known(peer.hears_us_seconds),
+            epoch: peer.epoch.map(|epoch| format!("{epoch:016x}")),
+            revision: peer.revision,
+            complete: peer.complete,
+            services: peer.services,
+            endpoints: peer.endpoints,
+            endpoint: (!peer.endpoint.is_empty()).then_some(peer.endpoint),
+            last_error: peer.last_error.map(LinkError::from),
+            dropped_in_seconds: Seconds::known(peer.dropped_in_seconds),
+            refused_rows: peer.refused_rows,
+        }
+    }
+}
+
+impl From<proto::LinkError> for LinkError {
+    fn from(error: proto::LinkError) -> Self {
+        Self {
+            text: error.text,
+            age_seconds: Seconds::new(error.age_seconds),
+            tries: error.tries,
+        }
+    }
+}
+
+impl Certificate {
+    /// None if the date is none.
+    fn new(certificate: proto::Certificate) -> Option<Self> {
+        let seconds = certificate.not_after_unix_seconds;
+        Some(Self {
+            name: certificate.name,
+            not_after: OffsetDateTime::from_unix_timestamp(seconds).ok()?,
+        })
+    }
+}

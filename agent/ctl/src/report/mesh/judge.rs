@@ -1,0 +1,145 @@
+//! What is wrong with the feed and the peers, why, and what can be done.
+
+use time::{Duration, OffsetDateTime};
+
+use super::{ClusterMeshStatus, Feed, FeedState, LinkError, Peer, PeerState};
+use crate::report::Attention;
+use crate::text::{Seconds, count};
+
+/// A certificate that ends sooner is worth a line.
+const EXPIRES_SOON: Duration = Duration::days(7);
+
+pub(super) fn attention(status: &ClusterMeshStatus, now: OffsetDateTime) -> Vec<Attention> {
+    let mut attention = Vec::new();
+    let Some(feed) = &status.feed else {
+        return attention;
+    };
+    attention.extend(of_feed(feed));
+    attention.extend(of_certificate(feed, now));
+    for peer in &status.peers {
+        attention.extend(of_peer(peer, status));
+    }
+    // What a person has to do comes first. The sort keeps the order within.
+    attention.sort_by_key(|item| !item.is_fault());
+    attention
+}
+
+fn of_feed(feed: &Feed) -> Option<Attention> {
+    let since = feed.state_seconds;
+    let cause = match feed.state {
+        FeedState::Connected => return None,
+        FeedState::Connecting => format!(
+            "mesh server {} not reached for {since}. Remote backends are those of --state-dir.",
+            feed.server
+        ),
+        FeedState::Lost => format!(
+            "lost for {since}: peers are shown as last known. No tier changes and nothing is dropped meanwhile."
+        ),
+        FeedState::Unknown => "in a state that this agentctl does not know.".to_owned(),
+    };
+    let error = feed.last_error.as_ref();
+    Some(with_error(Attention::fault("feed", cause), error))
+}
+
+fn of_certificate(feed: &Feed, now: OffsetDateTime) -> Option<Attention> {
+    let certificate = feed.certificate.as_ref()?;
+    let left = certificate.not_after - now;
+    let age = Seconds::new(left.as_seconds_f64().abs());
+    let way_out = "Put a new one in the files of --tls-cert and --tls-key; they are read again when they change.";
+    if left <= Duration::ZERO {
+        let cause = format!("{} expired {age} ago.", certificate.name);
+        return Some(Attention::fault("certificate", cause).way_out(way_out));
+    }
+    (left < EXPIRES_SOON).then(|| {
+        let cause = format!("{} expires in {age}.", certificate.name);
+        Attention::note("certificate", cause).way_out(way_out)
+    })
+}
+
+fn of_peer(peer: &Peer, status: &ClusterMeshStatus) -> Vec<Attention> {
+    let name = &peer.name;
+    let mut found = Vec::new();
+    match peer.state {
+        PeerState::Connected if peer.hears_us == Some(false) => found.push(deaf(peer, status)),
+        PeerState::Connected => {}
+        _ => found.push(with_error(
+            Attention::fault(name, cause(peer, status)),
+            peer.last_error.as_ref(),
+        )),
+    }
+    if peer.refused_rows > 0 {
+        let rows = count(peer.refused_rows, "row");
+        let cause = format!(
+            "{rows} refused: it speaks for what is not its own. The mesh server's log names each."
+        );
+        found.push(Attention::note(name, cause));
+    }
+    found
+}
+
+/// Why a peer that is not connected is not well.
+fn cause(peer: &Peer, status: &ClusterMeshStatus) -> String {
+    let silent = peer.last_word_seconds.or(peer.state_seconds);
+    let silent = silent.map_or_else(|| "silent".to_owned(), |age| format!("silent for {age}"));
+    let ttl = status.cluster_ttl_seconds;
+    match peer.state {
+        PeerState::Stale => match peer.dropped_in_seconds {
+            Some(left) => {
+                let serve = last_resort(peer.endpoints);
+                format!("{silent}. {serve}; dropped in {left} (--cluster-ttl {ttl}).")
+            }
+            None => format!("{silent}. {}.", last_resort(peer.endpoints)),
+        },
+        PeerState::Dropped => {
+            format!(
+                "{silent}: what was known of it is dropped (--cluster-ttl {ttl}) until it is heard again."
+            )
+        }
+        PeerState::Refused if peer.endpoints > 0 => {
+            let held = count(peer.endpoints, "endpoint");
+            format!("refused. What was known of it stays for now: {held}.")
+        }
+        PeerState::Refused => "refused. Nothing of it is used.".to_owned(),
+        PeerState::Connecting => match (peer.last_word_seconds, peer.state_seconds) {
+            (Some(age), _) => format!("not connected; last heard {age} ago."),
+            (None, Some(age)) => format!("never heard; tried for {age}."),
+            (None, None) => "never heard.".to_owned(),
+        },
+        PeerState::Connected | PeerState::Unknown => {
+            "in a state that this agentctl does not know.".to_owned()
+        }
+    }
+}
+
+fn last_resort(endpoints: u64) -> String {
+    match endpoints {
+        0 => "It has no endpoints here".to_owned(),
+        1 => "Its 1 endpoint serves only when nothing else does".to_owned(),
+        more => format!("Its {more} endpoints serve only when nothing else does"),
+    }
+}
+
+/// We hear it, and it does not hear us.
+fn deaf(peer: &Peer, status: &ClusterMeshStatus) -> Attention {
+    let (name, node) = (&peer.name, &status.node);
+    let cause = format!(
+        "does not watch {}: requests go there, none come here. On {name}:",
+        node.cluster
+    );
+    let command = other_side(&node.cluster, Some(node.cluster_id), status.own_endpoint());
+    Attention::fault(name, cause).way_out(command)
+}
+
+/// The command by which another cluster links to this one, with placeholders for what is not known.
+pub fn other_side(cluster: &str, id: Option<u32>, endpoint: Option<&str>) -> String {
+    let id = id.map_or_else(String::new, |id| format!(" --id {id}"));
+    let endpoint = endpoint.unwrap_or("HOST:4260");
+    format!("agentctl clustermesh connect {cluster}{id} --endpoint {endpoint}")
+}
+
+fn with_error(attention: Attention, error: Option<&LinkError>) -> Attention {
+    match error {
+        Some(error) => attention.way_out(&error.text),
+        None => attention,
+    }
+}

@@ -1,0 +1,207 @@
+use isthmus_proto::node::v1 as proto;
+
+use super::*;
+
+fn backend(cluster: &str, address: &str) -> proto::ServiceBackend {
+    let number = if cluster == "east" { 1 } else { 2 };
+    proto::ServiceBackend {
+        address: address.to_owned(),
+        port: 8080,
+        cluster: cluster.to_owned(),
+        cluster_id: number,
+        local: cluster == "east",
+        node: format!("{cluster}-1"),
+        state: proto::BackendState::Active.into(),
+        tier: Some(0),
+        tier_name: "ready".to_owned(),
+        preferred: true,
+        slots: Some(1),
+        tier_slots: Some(2),
+        backend_id: Some(3),
+        connects: Some(4012),
+        ..proto::ServiceBackend::default()
+    }
+}
+
+/// Not used, for a reason.
+fn unused(backend: proto::ServiceBackend) -> proto::ServiceBackend {
+    proto::ServiceBackend {
+        state: proto::BackendState::NotReady.into(),
+        reason: "Pod condition".to_owned(),
+        state_seconds: Some(8.0),
+        tier: None,
+        tier_name: String::new(),
+        preferred: false,
+        slots: None,
+        tier_slots: None,
+        backend_id: None,
+        connects: None,
+        ..backend
+    }
+}
+
+fn stale(backend: proto::ServiceBackend) -> proto::ServiceBackend {
+    proto::ServiceBackend {
+        state: proto::BackendState::Stale.into(),
+        state_seconds: Some(41.0),
+        ..backend
+    }
+}
+
+fn list(affinity: &str, backends: Vec<proto::ServiceBackend>) -> ServiceList {
+    let frontend = proto::Frontend {
+        service: "production/backend".to_owned(),
+        address: "10.96.71.4".to_owned(),
+        port: 8080,
+        protocol: "TCP".to_owned(),
+        r#type: "ClusterIP".to_owned(),
+        affinity: affinity.to_owned(),
+        global: true,
+        shared: true,
+        service_index: Some(5),
+        backends,
+        ..proto::Frontend::default()
+    };
+    ServiceList::new(proto::ListServicesResponse {
+        node: None,
+        frontends: vec![frontend],
+    })
+}
+
+#[test]
+fn a_service_served_from_elsewhere_says_so() {
+    let list = list(
+        "local",
+        vec![
+            unused(backend("east", "10.11.1.5")),
+            unused(backend("east", "10.11.2.5")),
+            backend("west", "10.12.1.5"),
+            backend("west", "10.12.2.5"),
+        ],
+    );
+    let wanted = "\
+SERVICE             FRONTEND             TYPE       AFFINITY  BACKEND         CLUSTER  NODE    STATE
+production/backend  10.96.71.4:8080/TCP  ClusterIP  local     10.11.1.5:8080  east     east-1  not ready 8s: Pod condition
+production/backend  10.96.71.4:8080/TCP  ClusterIP  local     10.11.2.5:8080  east     east-1  not ready 8s: Pod condition
+production/backend  10.96.71.4:8080/TCP  ClusterIP  local     10.12.1.5:8080  west     west-1  active (preferred)
+production/backend  10.96.71.4:8080/TCP  ClusterIP  local     10.12.2.5:8080  west     west-1  active (preferred)
+production/backend is served by west: 0 of 2 local backends can take connections.
+";
+    assert_eq!(list.text(false, Style::PLAIN), wanted);
+    assert!(!list.is_bad());
+}
+
+#[test]
+fn preference_is_a_word_only_where_something_else_is_not_preferred() {
+    let both = || vec![backend("east", "10.11.1.5"), backend("west", "10.12.1.5")];
+    let shared = list("none", both());
+    assert!(
+        shared.frontends[0]
+            .backends
+            .iter()
+            .all(|b| b.state_text == "active")
+    );
+    let mut local_first = both();
+    local_first[1].preferred = false;
+    let local_first = list("local", local_first);
+    let texts: Vec<&str> = local_first.frontends[0]
+        .backends
+        .iter()
+        .map(|b| b.state_text.as_str())
+        .collect();
+    assert_eq!(texts, ["active (preferred)", "active"]);
+    assert!(shared.remarks.is_empty() && local_first.remarks.is_empty());
+}
+
+#[test]
+fn remarks_are_made_only_when_true() {
+    let east = || backend("east", "10.11.1.5");
+    let west = || backend("west", "10.12.1.5");
+    let terminating = proto::ServiceBackend {
+        state: proto::BackendState::Terminating.into(),
+        preferred: true,
+        ..east()
+    };
+    let cases: [(Vec<proto::ServiceBackend>, &[&str]); 7] = [
+        (vec![east(), west()], &[]),
+        // No local backend at all: nothing is lost.
+        (vec![west()], &[]),
+        (vec![terminating], &[]),
+        (
+            vec![unused(east()), west()],
+            &["production/backend is served by west: 0 of 1 local backend can take connections."],
+        ),
+        (
+            vec![unused(east()), stale(west())],
+            &[
+                "production/backend is served by west alone, not heard for a while: nothing else is left.",
+            ],
+        ),
+        (
+            vec![unused(east())],
+            &["production/backend has no backend that can take connections: they are refused."],
+        ),
+        (
+            vec![],
+            &["production/backend has no backend that can take connections: they are refused."],
+        ),
+    ];
+    for (backends, remarks) in cases {
+        assert_eq!(list("local", backends).remarks, remarks);
+    }
+    // With affinity `remote` others serve as wished, until the local ones could not even if asked.
+    let mut waiting = east();
+    waiting.preferred = false;
+    assert!(list("remote", vec![waiting, west()]).remarks.is_empty());
+}
+
+#[test]
+fn a_service_that_the_datapath_does_not_serve_shows_why() {
+    let frontend = proto::Frontend {
+        service: "a/collides".to_owned(),
+        port: 80,
+        protocol: "TCP".to_owned(),
+        r#type: "ClusterIP".to_owned(),
+        affinity: "none".to_owned(),
+        problem: "no address: 10.96.3.4 is a/a's; set spec.clusterIP".to_owned(),
+        ..proto::Frontend::default()
+    };
+    let v6 = proto::Frontend {
+        address: "fd00:10:96::4".to_owned(),
+        problem: String::new(),
+        backends: vec![stale(backend("west", "fd00::5"))],
+        ..frontend.clone()
+    };
+    let list = ServiceList::new(proto::ListServicesResponse {
+        node: None,
+        frontends: vec![frontend, v6],
+    });
+    let wanted = "\
+SERVICE     FRONTEND               TYPE       AFFINITY  BACKEND         CLUSTER  NODE    STATE
+a/collides  -:80/TCP               ClusterIP  none      -               -        -       no address: 10.96.3.4 is a/a's; set spec.clusterIP
+a/collides  [fd00:10:96::4]:80/TCP ClusterIP  none      [fd00::5]:8080  west     west-1  stale 41s
+a/collides is served by west alone, not heard for a while: nothing else is left.
+";
+    let wanted = wanted.replace(
+        "FRONTEND               TYPE",
+        "FRONTEND                TYPE",
+    );
+    let wanted = wanted.replace("-:80/TCP               C", "-:80/TCP                C");
+    let wanted = wanted.replace("]:80/TCP C", "]:80/TCP  C");
+    assert_eq!(list.text(false, Style::PLAIN), wanted);
+}
+
+#[test]
+fn wide_shows_tier_share_and_the_kernel_s_count() {
+    let text = list("none", vec![backend("east", "10.11.1.5")]).text(true, Style::PLAIN);
+    let row = text
+        .lines()
+        .nth(1)
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let wanted = "production/backend 10.96.71.4:8080/TCP ClusterIP none 10.11.1.5:8080 east east-1 - - 0 (ready) 50.0% 4012 3 active";
+    assert_eq!(row, Some(wanted.split(' ').collect()));
+    assert_eq!(
+        ServiceList::new(proto::ListServicesResponse::default()).text(false, Style::PLAIN),
+        "No services.\n"
+    );
+}

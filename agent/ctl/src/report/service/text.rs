@@ -1,0 +1,165 @@
+use super::{Backend, BackendState, Frontend, ServiceList};
+use crate::output::{Paint, Style};
+use crate::table::{Cell, Table};
+use crate::text::{Seconds, address_port, clean, listed, or_dash};
+
+pub(super) fn render(list: &ServiceList, wide: bool, style: Style) -> String {
+    let mut header = vec![
+        "SERVICE", "FRONTEND", "TYPE", "AFFINITY", "BACKEND", "CLUSTER", "NODE",
+    ];
+    if wide {
+        header.extend([
+            "ZONE",
+            "PORT NAME",
+            "TIER",
+            "SHARE",
+            "CONNECTS",
+            "BACKEND ID",
+        ]);
+    }
+    header.push("STATE");
+    let mut table = Table::new(&header);
+    for frontend in &list.frontends {
+        if frontend.backends.is_empty() {
+            table.row(row(frontend, None, wide));
+        }
+        for backend in &frontend.backends {
+            table.row(row(frontend, Some(backend), wide));
+        }
+    }
+    if table.is_empty() {
+        return "No services.\n".to_owned();
+    }
+    let mut out = table.render(style);
+    for remark in &list.remarks {
+        out.push_str(&clean(remark));
+        out.push('\n');
+    }
+    out
+}
+
+fn row(frontend: &Frontend, backend: Option<&Backend>, wide: bool) -> Vec<Cell> {
+    let mut cells: Vec<Cell> = vec![
+        frontend.service.as_str().into(),
+        place(frontend).into(),
+        frontend.service_type.as_str().into(),
+        frontend.affinity.as_str().into(),
+        or_dash(backend.map(|b| address_port(&b.address, b.port))).into(),
+        or_dash(backend.map(|b| &b.cluster)).into(),
+        or_dash(backend.and_then(|b| b.node.as_ref())).into(),
+    ];
+    if wide {
+        let share = backend.and_then(|b| b.tier_share);
+        cells.extend([
+            or_dash(backend.and_then(|b| b.zone.as_ref())).into(),
+            or_dash(frontend.port_name.as_ref()).into(),
+            or_dash(backend.and_then(tier)).into(),
+            or_dash(share.map(|share| format!("{:.1}%", share * 100.0))).into(),
+            or_dash(backend.and_then(|b| b.connects)).into(),
+            or_dash(backend.and_then(|b| b.backend_id)).into(),
+        ]);
+    }
+    cells.push(match (&frontend.problem, backend) {
+        (_, Some(backend)) => Cell::painted(&backend.state_text, paint(backend)),
+        (Some(problem), None) => Cell::painted(problem, Paint::Warn),
+        (None, None) => Cell::painted("no backend", Paint::Warn),
+    });
+    cells
+}
+
+/// `10.96.71.4:8080/TCP`.
+fn place(frontend: &Frontend) -> String {
+    let address = frontend.address.as_deref().unwrap_or("-");
+    format!(
+        "{}/{}",
+        address_port(address, frontend.port),
+        frontend.protocol
+    )
+}
+
+fn tier(backend: &Backend) -> Option<String> {
+    let number = backend.tier?;
+    Some(match &backend.tier_name {
+        Some(name) => format!("{number} ({name})"),
+        None => number.to_string(),
+    })
+}
+
+fn paint(backend: &Backend) -> Paint {
+    match backend.state {
+        BackendState::Active if backend.preferred => Paint::Good,
+        BackendState::Active => Paint::Plain,
+        BackendState::Terminating | BackendState::Stale | BackendState::Unknown => Paint::Warn,
+        BackendState::NotReady => Paint::Bad,
+    }
+}
+
+/// `active (preferred)`, `not ready 8s: Pod condition`.
+pub(super) fn state(
+    state: BackendState,
+    age: Option<Seconds>,
+    reason: Option<&str>,
+    preferred: bool,
+) -> String {
+    let mut text = match state {
+        BackendState::Active => "active",
+        BackendState::Terminating => "terminating",
+        BackendState::NotReady => "not ready",
+        BackendState::Stale => "stale",
+        BackendState::Unknown => "unknown",
+    }
+    .to_owned();
+    if state != BackendState::Active {
+        if let Some(age) = age {
+            text.push_str(&format!(" {age}"));
+        }
+        if let Some(reason) = reason {
+            text.push_str(&format!(": {reason}"));
+        }
+    }
+    if preferred {
+        text.push_str(" (preferred)");
+    }
+    text
+}
+
+/// What a reader would not expect of this frontend: nobody serves it, or others do.
+pub(super) fn remark(frontend: &Frontend) -> Option<String> {
+    let name = &frontend.service;
+    let backends = &frontend.backends;
+    if let Some(problem) = &frontend.problem {
+        return (!backends.is_empty()).then(|| format!("{name}: {problem}"));
+    }
+    frontend.address.as_ref()?;
+    let serving: Vec<&Backend> = backends
+        .iter()
+        .filter(|backend| backend.preferred)
+        .collect();
+    if serving.is_empty() {
+        return Some(format!(
+            "{name} has no backend that can take connections: they are refused."
+        ));
+    }
+    let mut clusters: Vec<String> = serving.iter().map(|b| b.cluster.clone()).collect();
+    clusters.sort();
+    clusters.dedup();
+    let clusters = listed(&clusters);
+    if serving
+        .iter()
+        .all(|backend| backend.state == BackendState::Stale)
+    {
+        return Some(format!(
+            "{name} is served by {clusters} alone, not heard for a while: nothing else is left."
+        ));
+    }
+    let local: Vec<&Backend> = backends.iter().filter(|backend| backend.local).collect();
+    let able = local.iter().filter(|b| b.state == BackendState::Active);
+    let (able, all) = (able.count(), local.len());
+    let remote_only = serving.iter().all(|backend| !backend.local);
+    (remote_only && all > 0 && able == 0).then(|| {
+        let noun = if all == 1 { "backend" } else { "backends" };
+        format!(
+            "{name} is served by {clusters}: {able} of {all} local {noun} can take connections."
+        )
+    })
+}

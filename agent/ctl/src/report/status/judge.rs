@@ -1,0 +1,139 @@
+//! What is wrong on this node, why, and what can be done.
+
+use super::{FailingRow, MapUsage, NodeStatus, Problem, ProblemKind, Program, Source};
+use crate::report::Attention;
+
+/// A map fuller than this, in percent, is worth a line.
+const NEARLY_FULL: u64 = 90;
+
+pub(super) fn attention(status: &NodeStatus, mesh_is_bad: bool) -> Vec<Attention> {
+    let mut found = Vec::new();
+    let causes = status.not_ready_because.iter();
+    found.extend(causes.map(|cause| Attention::fault("not ready", cause)));
+    found.extend(of_kernel(status));
+    found.extend(status.programs.iter().flat_map(of_program));
+    found.extend(status.reconcile.failing.iter().map(of_failing));
+    if status.reconcile.failing_not_listed > 0 {
+        let more = status.reconcile.failing_not_listed;
+        found.push(Attention::fault(
+            "reconcile",
+            format!("{more} more rows fail"),
+        ));
+    }
+    found.extend(status.sources.iter().flat_map(of_source));
+    found.extend(status.maps.iter().filter_map(of_map));
+    if mesh_is_bad {
+        let cause = status.mesh.summary.as_str();
+        found
+            .push(Attention::fault("mesh", cause).way_out("agentctl clustermesh status says more"));
+    }
+    found.sort_by_key(|item| !item.is_fault());
+    found
+}
+
+fn of_kernel(status: &NodeStatus) -> Option<Attention> {
+    let kernel = &status.kernel;
+    (kernel.cgroup_proved == Some(false)).then(|| {
+        let cause = format!(
+            "no hook sees sockets of {}: {}",
+            kernel.cgroup, kernel.cgroup_proof
+        );
+        Attention::fault("cgroup", cause)
+            .way_out("Give the cgroup2 root of the host in isthmus-agent --cgroup.")
+    })
+}
+
+fn of_program(program: &Program) -> Vec<Attention> {
+    let about = program.name.as_str();
+    let mut found = Vec::new();
+    if let Some(cause) = &program.missing_because {
+        let cause = format!("not attached to {}: {cause}", program.hook);
+        found.push(Attention::fault(about, cause));
+    }
+    for foreign in program
+        .foreign
+        .iter()
+        .filter(|foreign| foreign.hides_services)
+    {
+        let name = foreign
+            .name
+            .as_deref()
+            .unwrap_or("a program without a name");
+        let id = foreign.program_id;
+        let cause = format!(
+            "{name} (program id {id}) runs before it on {}: addresses it changes are no longer services to us",
+            program.hook
+        );
+        found.push(
+            Attention::fault(about, cause)
+                .way_out(format!("bpftool prog show id {id} says whose it is; turn that load balancer off, or attach it after ours.")),
+        );
+    }
+    found
+}
+
+fn of_failing(row: &FailingRow) -> Attention {
+    let owner = row.service.as_ref();
+    let owner = owner.map_or_else(String::new, |name| format!(" of {name}"));
+    let again = match row.next_try_seconds {
+        Some(next) => format!("again in {next}"),
+        None => "again now".to_owned(),
+    };
+    let (name, error) = (&row.row, &row.error);
+    let (tries, age) = (row.tries, row.age_seconds);
+    let cause = format!("{name}{owner}: {error} (tried {tries}x in {age}, {again})");
+    Attention::fault(&row.table, cause)
+}
+
+fn of_source(source: &Source) -> Vec<Attention> {
+    let mut found = Vec::new();
+    if let Some(cause) = &source.unreadable_because {
+        let since = source.unreadable_seconds;
+        let since = since.map_or_else(String::new, |age| format!(" for {age}"));
+        let cause = format!("{} cannot be read{since}: {cause}", source.name);
+        found.push(Attention::fault("source", cause));
+    }
+    found.extend(source.problems.iter().map(of_problem));
+    for unknown in &source.unknown_kinds {
+        let (number, api, kind) = (unknown.objects, &unknown.api_version, &unknown.kind);
+        let cause =
+            format!("{api} {kind}: {number} read and not used, this version knows no such kind");
+        found.push(Attention::note("unknown", cause));
+    }
+    found
+}
+
+fn of_problem(problem: &Problem) -> Attention {
+    let parts = [&problem.place, &problem.object, &problem.field];
+    let mut cause = String::new();
+    for part in parts.into_iter().flatten() {
+        cause.push_str(part);
+        cause.push_str(": ");
+    }
+    cause.push_str(&problem.message);
+    match problem.kind {
+        ProblemKind::Broken => Attention::fault("broken", cause),
+        ProblemKind::Conflict => Attention::fault("conflict", cause),
+        ProblemKind::NotHandled => Attention::note("not handled", cause),
+        ProblemKind::Unknown => Attention::note("problem", cause),
+    }
+}
+
+fn of_map(map: &MapUsage) -> Option<Attention> {
+    let percent = fill(map)?;
+    if percent < NEARLY_FULL {
+        return None;
+    }
+    let (entries, capacity) = (map.entries?, map.capacity);
+    let cause = format!("{entries} of {capacity} entries used");
+    let attention = Attention::note(&map.name, cause);
+    Some(match &map.flag {
+        Some(flag) => attention.way_out(format!("Raise {flag} and restart isthmus-agent.")),
+        None => attention,
+    })
+}
+
+/// In percent, rounded down.
+pub(super) fn fill(map: &MapUsage) -> Option<u64> {
+    map.entries?.saturating_mul(100).checked_div(map.capacity)
+}

@@ -238,23 +238,21 @@ pub fn endpoint(
 ) -> DesiredEndpoint {
     let cluster = cluster_of(here, owner);
     let mut backends = Vec::new();
-    if let (Some(row), Some(endpoint)) = (programmed(here, group), group.endpoint(owner, address)) {
-        if let Some((_, rank)) = Lender::new(here, group, row).rank(owner, endpoint.condition) {
-            let family = Family::of(address);
-            if row
-                .addresses
-                .iter()
-                .any(|&frontend| Family::of(frontend) == family)
-            {
-                for port in &row.ports {
-                    let key = PortKey {
-                        name: port.name.clone(),
-                        protocol: port.protocol,
-                        family,
-                    };
-                    backends.extend(meeting(endpoint, &key).map(|port| (key.clone(), port, rank)));
-                }
-            }
+    if let (Some(row), Some(endpoint)) = (programmed(here, group), group.endpoint(owner, address))
+        && let Some((_, rank)) = Lender::new(here, group, row).rank(owner, endpoint.condition)
+        && let family = Family::of(address)
+        && row
+            .addresses
+            .iter()
+            .any(|&frontend| Family::of(frontend) == family)
+    {
+        for port in &row.ports {
+            let key = PortKey {
+                name: port.name.clone(),
+                protocol: port.protocol,
+                family,
+            };
+            backends.extend(meeting(endpoint, &key).map(|port| (key.clone(), port, rank)));
         }
     }
     backends.sort_unstable();

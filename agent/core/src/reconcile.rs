@@ -190,7 +190,7 @@ impl Reconciler {
     }
 
     /// Works off what is due, until nothing is or `max_writes` were tried; the ring in hand is still finished, so a round
-    /// may run over by one service's slots. Call it when desired state changed, a grace period passed, or the deadline
+    /// may run over by one service's slots and frontends. Call it when desired state changed, a grace period passed, or the deadline
     /// came, and again while it is not idle.
     pub fn step(&mut self, now: Instant, max_writes: u32) -> Progress {
         let start = self.writes;

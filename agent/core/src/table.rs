@@ -2,6 +2,12 @@
 
 use isthmus_abi::{BackendRow, Frontend4Key, Frontend6Key, FrontendValue, Ring, Slot};
 
+mod faulty;
+mod memory;
+
+pub use faulty::{Faults, FaultyTable};
+pub use memory::{MemoryMaps, MemoryTable, Sizes, Write};
+
 /// Why a table refused a write or a read.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TableError {

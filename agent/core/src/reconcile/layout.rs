@@ -68,8 +68,9 @@ pub(super) fn lay(span: Span, tiers: Vec<(Rank, Vec<u32>)>) -> LiveRing {
     let (mut offset, mut seen) = (heads, 0_u64);
     let tiers = tiers.into_iter().map(|(rank, ids)| {
         let size = ids.len() as u64 + 1;
-        // Cumulative, so that rounding loses no slot: the last tier ends where the span does.
-        let shared = |upto: u64| (u128::from(spare) * u128::from(upto) / u128::from(needed)) as u64;
+        // Cumulative, so that rounding loses no slot: the last tier ends where the span does. Both factors are below
+        // 2^32.
+        let shared = |upto: u64| spare * upto / needed;
         let room = size + shared(seen + size) - shared(seen);
         seen += size;
         let tier = LiveTier {

@@ -112,38 +112,47 @@ impl Reconciler {
         index: u32,
         incomplete: bool,
     ) -> Result<(), ReconcileError> {
-        let keys = self.pending_keys(sid);
-        let whole = self
-            .services
-            .get(sid)
-            .is_some_and(|s| s.pending == Pending::Whole || s.ring.broken);
-        if keys.is_empty() && !whole {
-            return Ok(());
-        }
-        if whole {
-            self.relabel(sid);
-        }
-        let moves: Vec<_> = keys
-            .iter()
-            .filter_map(|key| self.needed_move(sid, *key))
-            .collect();
-        let Some(service) = self.services.get(sid) else {
-            return Ok(());
+        let mut keys = self.pending_keys(sid);
+        let moves = self.needed_moves(sid, &keys);
+        let fits = |this: &Self, moves: &[Move]| {
+            this.services
+                .get(sid)
+                .is_some_and(|service| !service.ring.broken && patchable(&service.ring, moves))
         };
-        if service.ring.broken || !moves.is_empty() {
-            if !service.ring.broken && patchable(&service.ring, &moves) {
-                let patched = self.patch(sid, index, &moves);
-                if let (Err(_), Some(service)) = (&patched, self.services.get_mut(sid)) {
-                    service.ring.broken = true;
-                    service.pending = Pending::Whole;
-                }
-                patched?;
+        if fits(self, &moves) {
+            self.patch_or_break(sid, index, &moves)?;
+        } else {
+            // As much work as the ring is long, whatever comes of it.
+            self.relabel(sid);
+            keys = self
+                .members
+                .range(Self::member_range(sid))
+                .map(|((_, key), _)| *key)
+                .collect();
+            let moves = self.needed_moves(sid, &keys);
+            if fits(self, &moves) {
+                self.patch_or_break(sid, index, &moves)?;
             } else if !self.rebuild(sid, index, incomplete)? {
                 return Ok(());
             }
         }
         self.retire_members(sid, &keys);
         Ok(())
+    }
+
+    fn patch_or_break(&mut self, sid: Sid, index: u32, moves: &[Move]) -> Result<(), TableError> {
+        let patched = self.patch(sid, index, moves);
+        if let (Err(_), Some(service)) = (&patched, self.services.get_mut(sid)) {
+            service.ring.broken = true;
+            service.pending = Pending::Whole;
+        }
+        patched
+    }
+
+    fn needed_moves(&self, sid: Sid, keys: &[BackendKey]) -> Vec<Move> {
+        keys.iter()
+            .filter_map(|key| self.needed_move(sid, *key))
+            .collect()
     }
 
     /// The tiers as they stand may be those wanted, under other ranks: then only the labels move.
@@ -406,6 +415,9 @@ fn patchable(ring: &LiveRing, moves: &[Move]) -> bool {
     let count = |want: &dyn Fn(&Move) -> bool| {
         u32::try_from(moves.iter().filter(|m| want(m)).count()).unwrap_or(u32::MAX)
     };
+    if moves.is_empty() {
+        return true;
+    }
     moves.len() <= 1 + ring.len() / 4
         && moves
             .iter()

@@ -60,7 +60,7 @@ impl Spans {
     /// Takes the stretch that a ring was found in. None if it is not aligned, out of range or taken.
     pub(super) fn claim(&mut self, at: u32, slots: u32) -> Option<Span> {
         let order = order_for(slots)?;
-        if at % (1 << order) != 0 {
+        if !at.is_multiple_of(1 << order) {
             return None;
         }
         let (found, start) = (order..ORDERS).find_map(|o| {

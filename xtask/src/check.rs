@@ -31,7 +31,7 @@ pub(crate) fn check(tree: &Tree, pins: &Pins) -> Result<()> {
     note(
         "format",
         step("check: format", || {
-            run_quietly(tree.cargo().args(["fmt", "--all", "--check"]))
+            run_quietly(tree.cargo().args(["fmt", "--all", "--check", "--", "-l"]))
         }),
     );
     note(
@@ -82,6 +82,7 @@ fn clippy(tree: &Tree) -> Result<()> {
     run(tree.cargo().args([
         "clippy",
         "--workspace",
+        "--keep-going",
         "--all-targets",
         "--locked",
         "--",
@@ -96,6 +97,7 @@ fn docs(tree: &Tree) -> Result<()> {
         .args([
             "doc",
             "--workspace",
+            "--keep-going",
             "--no-deps",
             "--document-private-items",
             "--locked",
@@ -110,6 +112,7 @@ fn deny(tree: &Tree) -> Result<()> {
         "--all-features",
         "--locked",
         "check",
+        "--hide-inclusion-graph",
         "bans",
         "licenses",
         "sources",

@@ -24,7 +24,7 @@ pub(crate) fn become_lab(
     let pair = setup(tree, pins, &[Part::Build, Part::Lab], false)?
         .context("the lab needs the eBPF compiler")?;
     say(&format!(
-        "setup    toolchain and bpf-linker found {:>47.1} s",
+        "setup    toolchain and bpf-linker found {:>58.1} s",
         begun.elapsed().as_secs_f64()
     ));
     build::object(tree, &pair)?;

@@ -107,7 +107,7 @@ fn row(label: &str, remark: &str, taken: Duration) -> String {
     } else {
         format!("{label}: {remark}")
     };
-    format!("{text:<78} {:>6.1} s", taken.as_secs_f64())
+    format!("{text:<90} {:>6.1} s", taken.as_secs_f64())
 }
 
 #[cfg(test)]

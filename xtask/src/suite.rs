@@ -157,8 +157,8 @@ fn close(reports: &[Report]) -> Result<()> {
             tally.left_out,
             taken.as_secs_f64()
         ));
-        for fault in faults {
-            say(&format!("        {fault}"));
+        for line in faults.iter().flat_map(|fault| fault.lines()) {
+            say(&format!("        {line}"));
         }
     }
     ensure!(failed.is_empty(), "failed: {}", failed.join(", "));

@@ -18,6 +18,7 @@ pub struct Cli {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "For every command")]
 pub struct Global {
     /// The agent's unix socket
     #[arg(

@@ -53,9 +53,6 @@ pub(super) async fn connect(global: &Global, connect: &Connect) -> Result<ExitCo
     let own = own_side(&global.socket).await;
     if let Some(own) = &own {
         not_ourselves(connect, own)?;
-    } else if connect.wait.is_some() {
-        // Without an agent there is nothing to wait on: its own error says why.
-        Agent::connect(&global.socket).await?;
     }
     let directory = &connect.links.links;
     check_tls(directory, &connect.tls, own.as_ref())?;
@@ -66,14 +63,17 @@ pub(super) async fn connect(global: &Global, connect: &Connect) -> Result<ExitCo
     report.describe_other_side(own.as_ref(), |cluster, id, endpoint| {
         other_side(cluster, id, endpoint)
     });
-    if let Some(time) = connect.wait {
-        let started = Instant::now();
-        let connected = |status: &ClusterMeshStatus| status.is_connected(connect.name.as_str());
-        let (_, done) = poll(&global.socket, time, mesh, connected).await?;
-        report.connected = Some(done);
-        report.waited_seconds = Some(Seconds::new(started.elapsed().as_secs_f64()));
-    }
-    show(&report, global)
+    let Some(time) = connect.wait else {
+        return show(&report, global);
+    };
+    let started = Instant::now();
+    let connected = |status: &ClusterMeshStatus| status.is_connected(connect.name.as_str());
+    let answer = poll(&global.socket, time, mesh, connected).await;
+    report.connected = Some(answer.as_ref().is_ok_and(|(_, done)| *done));
+    report.waited_seconds = Some(Seconds::new(started.elapsed().as_secs_f64()));
+    let code = show(&report, global)?;
+    // The link stays either way; if it was the agent that did not answer, that is the error.
+    answer.map(|_| code)
 }
 
 pub(super) async fn disconnect(

@@ -191,16 +191,18 @@ fn a_duplicate_is_refused_with_both_names() {
     assert!(text.ends_with(&lines), "{text}");
 }
 
+type Change = fn(&mut proto::Peer);
+
 #[test]
 fn every_state_of_a_peer_has_its_sentence() {
-    let with = |change: fn(&mut proto::Peer)| {
+    let with = |change: Change| {
         let mut peer = peer("west", 2);
         change(&mut peer);
         let status = status(Some(feed()), vec![peer]);
         let cause = status.attention.first().map(|a| a.cause.clone());
         (cause.unwrap_or_default(), status.is_bad())
     };
-    let cases: [(fn(&mut proto::Peer), &str, bool); 7] = [
+    let cases: [(Change, &str, bool); 7] = [
         (
             |p| {
                 p.set_state(proto::PeerState::Connecting);

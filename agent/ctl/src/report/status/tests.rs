@@ -106,9 +106,11 @@ frontends4  31      4        65536     0%    5.0 MiB
     assert!(!status.is_bad());
 }
 
+type Change = fn(&mut proto::GetStatusResponse);
+
 #[test]
 fn every_fault_of_the_contract_exits_1_with_its_cause() {
-    let cases: [(fn(&mut proto::GetStatusResponse), &str); 8] = [
+    let cases: [(Change, &str); 8] = [
         (
             |s| s.not_ready_because = vec!["first list of dir:/m is not complete".to_owned()],
             "! not ready  first list of dir:/m is not complete\n",

@@ -38,11 +38,32 @@ pub(crate) fn up(
     ))
 }
 
-/// Returns at SIGINT, SIGTERM or SIGHUP. Until then, and before, these end the process, and its warden removes the lab.
+/// SIGINT, SIGTERM and SIGHUP, which end an owner and its lab.
+fn ends() -> SigSet {
+    SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP])
+}
+
 fn wait_for_signal() -> Result<()> {
-    let ends = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    ends.thread_block()?;
-    ends.wait()?;
+    ends().thread_block()?;
+    ends().wait()?;
+    Ok(())
+}
+
+/// From now on these signals remove the lab before they end this process. Call it before there is a second thread.
+/// (The lab's warden would remove it as well, but after the prompt is back.)
+pub(crate) fn remove_on_signal(name: &LabName) -> Result<()> {
+    ends().thread_block()?;
+    let name = name.clone();
+    std::thread::spawn(move || {
+        let signal = ends().wait();
+        let removed = Host::prepare().and_then(|host| demolish(&host, &name));
+        let said = match &removed {
+            Ok(()) => "interrupted; cleaned up".to_owned(),
+            Err(e) => format!("interrupted; not cleaned up: {e:#}"),
+        };
+        let _ = writeln!(std::io::stderr(), "{said}");
+        std::process::exit(128 + signal.map_or(0, |s| s as i32));
+    });
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use isthmus_tests::client::{self, Target, Transport};
 use isthmus_tests::{LabName, Programs};
 
 mod commands;
+mod demo;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -38,6 +39,15 @@ enum Task {
         /// Stay, and remove the lab at Ctrl-C
         #[arg(long)]
         foreground: bool,
+    },
+    /// Two clusters and one service: kill, remove, cut and mend under traffic, and count what fails
+    Demo {
+        /// Leave the lab running, with commands to try
+        #[arg(long)]
+        keep: bool,
+        /// Print one JSON document instead of the story
+        #[arg(long)]
+        json: bool,
     },
     /// Remove a lab, whatever is left of it
     Down {
@@ -133,6 +143,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             bare,
             foreground,
         } => commands::up(&file, &name, bare, foreground, programs()?)?,
+        Task::Demo { keep, json } => demo::run(programs()?, keep, json)?,
         Task::Down { name } => commands::down(&name)?,
         Task::Exec {
             name,

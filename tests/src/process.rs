@@ -222,6 +222,10 @@ pub fn become_in(netns: &Path, cgroup: &Path, detach: bool, program: &[String]) 
         // Not to be hit by the terminal's Ctrl-C or its end. It fails only for a group's leader, which has both already.
         let _ = nix::unistd::setsid();
     }
+    // Whoever starts us may have blocked the signals that it waits for itself.
+    nix::sys::signal::SigSet::empty()
+        .thread_set_mask()
+        .context("the signal mask")?;
     let error = std::os::unix::process::CommandExt::exec(Command::new(name).args(arguments));
     Err(error).with_context(|| format!("cannot run {name}"))
 }

@@ -75,6 +75,7 @@ pub struct Traffic {
     process: Process,
     orders: ChildStdin,
     reports: BufReader<ChildStdout>,
+    total: Report,
 }
 
 impl Traffic {
@@ -98,6 +99,7 @@ impl Traffic {
             process: Process::adopt(name, child, log),
             orders,
             reports,
+            total: Report::default(),
         })
     }
     /// Requests a second from now on; 0 is as many as it can.
@@ -113,6 +115,11 @@ impl Traffic {
     pub fn pause(&mut self) -> Result<Report> {
         self.order("pause")?;
         self.report()
+    }
+    /// All that was ever reported.
+    #[must_use]
+    pub fn total(&self) -> &Report {
+        &self.total
     }
     /// Ends the client.
     pub fn stop(mut self) -> Result<Report> {
@@ -131,8 +138,10 @@ impl Traffic {
     fn report(&mut self) -> Result<Report> {
         let mut line = String::new();
         self.reports.read_line(&mut line)?;
-        serde_json::from_str(&line)
-            .with_context(|| format!("no report but {line:?}; {}", tail(self.process.log(), 5)))
+        let report: Report = serde_json::from_str(&line)
+            .with_context(|| format!("no report but {line:?}; {}", tail(self.process.log(), 5)))?;
+        self.total = std::mem::take(&mut self.total).and(&report);
+        Ok(report)
     }
 }
 

@@ -2,6 +2,11 @@
 
 #[path = "lab"]
 mod lab {
+    mod affinity;
+    mod churn;
+    mod coexist;
     mod common;
+    mod restart;
+    mod traps;
     mod world;
 }

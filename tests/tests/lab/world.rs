@@ -41,7 +41,7 @@ fn pods_answer_by_name_over_both_families_and_transports() {
             Requests::to(&target).unwrap(),
             Requests::to(&target).unwrap().udp(4),
         ] {
-            let mut client = lab.pod("client").unwrap().traffic(&requests).unwrap();
+            let mut client = lab.pod("east/client").unwrap().traffic(&requests).unwrap();
             client.rate(0.0).unwrap();
             let mut sum = isthmus_tests::client::Report::default();
             wait_for("a thousand answers", SOON, || {
@@ -70,7 +70,7 @@ fn a_cut_wire_is_silent_and_a_mended_one_carries() {
             .unwrap()
             .workers(1)
             .timeout(Duration::from_millis(150));
-        let mut client = lab.pod("client").unwrap().traffic(&requests).unwrap();
+        let mut client = lab.pod("east/client").unwrap().traffic(&requests).unwrap();
         client.rate(0.0).unwrap();
         let mut report = client.mark().unwrap();
         wait_until("a request is over", SOON, || {
@@ -99,7 +99,7 @@ fn an_untranslated_connect_is_told_by_the_node() {
     for target in ["10.96.0.1:80", "[fd00:10:96::1]:80"] {
         let before = node.untranslated().unwrap();
         let mut client = lab
-            .pod("client")
+            .pod("east/client")
             .unwrap()
             .traffic(&Requests::to(target).unwrap())
             .unwrap();
@@ -117,12 +117,12 @@ fn a_lab_leaves_nothing_when_it_goes() {
     let before = holdings();
     let lab = world("gone", TWO_CLUSTERS);
     let made = holdings().beyond(&before);
-    // 4 nodes, 5 pods, the backbone; the lab's cgroup; its register.
+    // 4 nodes, 6 pods, the backbone; the lab's cgroup; its register.
     assert_eq!(
         made.iter()
             .filter(|m| m.starts_with("network namespace"))
             .count(),
-        10,
+        11,
         "{made:?}"
     );
     assert!(made.contains(&"cgroup isthmus-gone".to_owned()), "{made:?}");

@@ -1,0 +1,252 @@
+//! What a node's agent says, asked through `agentctl -o json`, and what the kernel says beside it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use crate::kernel::bpftool;
+use crate::lab::Node;
+use crate::wait::wait_for;
+
+/// A service's address on one node, with the backends behind it (`service list`).
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Frontend {
+    pub service: String,
+    /// None if the service has none.
+    pub address: Option<IpAddr>,
+    pub port: u16,
+    pub protocol: String,
+    pub affinity: String,
+    pub service_index: Option<u32>,
+    pub backends: Vec<Backend>,
+}
+
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Backend {
+    pub address: IpAddr,
+    pub port: u16,
+    pub cluster: String,
+    pub state: String,
+    /// True if new connections are drawn from its tier now.
+    pub preferred: bool,
+    pub backend_id: Option<u32>,
+    pub connects: Option<u64>,
+}
+
+/// A program of ours on its hook (`status`).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Program {
+    pub name: String,
+    pub hook: String,
+    pub link_id: Option<u32>,
+    pub program_id: Option<u32>,
+}
+
+/// Another cluster (`clustermesh status`).
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Peer {
+    pub name: String,
+    pub state: String,
+    pub hears_us: Option<bool>,
+    pub epoch: Option<String>,
+    pub revision: Option<u64>,
+    pub complete: bool,
+    pub endpoints: u64,
+    pub last_error: Option<LinkError>,
+    pub dropped_in_seconds: Option<f64>,
+}
+
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LinkError {
+    pub text: String,
+}
+
+impl Frontend {
+    /// Where clients connect to.
+    pub fn target(&self) -> Result<SocketAddr> {
+        let ip = self
+            .address
+            .with_context(|| format!("{} has no address", self.service))?;
+        Ok(SocketAddr::new(ip, self.port))
+    }
+    /// Clusters whose backends new connections are drawn from.
+    #[must_use]
+    pub fn serving_clusters(&self) -> BTreeSet<&str> {
+        self.backends
+            .iter()
+            .filter(|b| b.preferred)
+            .map(|b| b.cluster.as_str())
+            .collect()
+    }
+    /// Backends that new connections are drawn from.
+    #[must_use]
+    pub fn serving(&self) -> usize {
+        self.backends.iter().filter(|b| b.preferred).count()
+    }
+}
+
+/// Connects that the kernel sent to the backends of one service's address, also to backends that are gone since.
+#[derive(Clone, Debug, Default)]
+pub struct KernelCounts {
+    map: u32,
+    /// By backend id: the count when the counting began.
+    since: BTreeMap<u32, u64>,
+}
+
+impl Node<'_> {
+    /// Every frontend of the node.
+    pub fn frontends(&self) -> Result<Vec<Frontend>> {
+        let answer = self.ask(&["service", "list"])?;
+        serde_json::from_value(answer["frontends"].clone())
+            .context("`service list` has changed its shape")
+    }
+    /// The TCP frontend of a service's port, of one family.
+    pub fn frontend(&self, service: &str, port: u16, v6: bool) -> Result<Frontend> {
+        let family = |f: &Frontend| f.address.is_some_and(|a| a.is_ipv6() == v6);
+        let wanted = |f: &Frontend| {
+            f.service == service && f.port == port && f.protocol == "TCP" && family(f)
+        };
+        let found = self.frontends()?.into_iter().find(wanted);
+        found.with_context(|| format!("{} knows no frontend of {service}:{port}", self.name()))
+    }
+    /// Waits for a frontend that `fits`, and says how long that took.
+    pub fn wait_frontend(
+        &self,
+        service: &str,
+        port: u16,
+        what: &str,
+        fits: impl Fn(&Frontend) -> bool,
+    ) -> Result<(Duration, Frontend)> {
+        wait_for(
+            &format!("{}: {service}:{port} {what}", self.name()),
+            SOON,
+            || {
+                let frontend = self.frontend(service, port, false)?;
+                ensure!(fits(&frontend), "it is {frontend:?}");
+                Ok(Some(frontend))
+            },
+        )
+    }
+    /// Our programs, as the agent reports them.
+    pub fn program_list(&self) -> Result<Vec<Program>> {
+        let answer = self.ask(&["status"])?;
+        serde_json::from_value(answer["programs"].clone()).context("`status` has changed its shape")
+    }
+    /// BPF link id of each hook, as the kernel tells them: no agent is asked.
+    pub fn kernel_links(&self) -> Result<BTreeMap<String, Vec<u32>>> {
+        let cgroup = std::fs::metadata(self.cgroup())?;
+        let id = std::os::unix::fs::MetadataExt::ino(&cgroup);
+        let links = bpftool(&["link", "show"])?;
+        let mut hooks = BTreeMap::<String, Vec<u32>>::new();
+        for link in links
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|l| l["cgroup_id"] == id)
+        {
+            let hook = link["attach_type"].as_str().unwrap_or_default().to_owned();
+            let number = link["id"].as_u64().and_then(|n| u32::try_from(n).ok());
+            hooks.entry(hook).or_default().extend(number);
+        }
+        Ok(hooks)
+    }
+    pub fn peer(&self, name: &str) -> Result<Peer> {
+        let answer = self.ask(&["clustermesh", "status"])?;
+        let peers: Vec<Peer> = serde_json::from_value(answer["peers"].clone())
+            .context("`clustermesh status` has changed its shape")?;
+        let found = peers.into_iter().find(|p| p.name == name);
+        found.with_context(|| format!("{} knows no peer {name}", self.name()))
+    }
+    /// Waits until a peer is in `state`.
+    pub fn wait_peer(&self, name: &str, state: &str) -> Result<(Duration, Peer)> {
+        wait_for(
+            &format!("{}: peer {name} is {state}", self.name()),
+            SOON,
+            || {
+                let peer = self.peer(name)?;
+                ensure!(peer.state == state, "it is {peer:?}");
+                Ok(Some(peer))
+            },
+        )
+    }
+    /// Begins to count the connects of a service's frontend. No connect may be under way, here and at [`Self::counted`].
+    pub fn count_from_here(&self, frontend: &Frontend) -> Result<KernelCounts> {
+        let answer = self.ask(&["status"])?;
+        let maps = answer["maps"].as_array().into_iter().flatten();
+        let map = maps
+            .into_iter()
+            .find(|m| m["name"] == "backend_connects")
+            .and_then(|m| m["mapId"].as_u64());
+        let map = map
+            .and_then(|m| u32::try_from(m).ok())
+            .context("`status` names no map backend_connects")?;
+        let now = self.frontend(
+            &frontend.service,
+            frontend.port,
+            frontend.address.is_some_and(|a| a.is_ipv6()),
+        )?;
+        let since = now
+            .backends
+            .iter()
+            .filter_map(|b| Some((b.backend_id?, b.connects?)))
+            .collect();
+        Ok(KernelCounts { map, since })
+    }
+    /// Connects since then. The count of a backend that is gone stays in the kernel until its id is used again.
+    pub fn counted(&self, counts: &KernelCounts, frontend: &Frontend) -> Result<u64> {
+        let now = self.frontend(
+            &frontend.service,
+            frontend.port,
+            frontend.address.is_some_and(|a| a.is_ipv6()),
+        )?;
+        let mut sum = 0;
+        for (id, connects) in now
+            .backends
+            .iter()
+            .filter_map(|b| Some((b.backend_id?, b.connects?)))
+        {
+            // An id whose count went down began a new life.
+            let before = counts
+                .since
+                .get(&id)
+                .copied()
+                .filter(|before| *before <= connects);
+            sum += connects - before.unwrap_or(0);
+        }
+        let gone = counts
+            .since
+            .iter()
+            .filter(|(id, _)| now.backends.iter().all(|b| b.backend_id != Some(**id)));
+        for (id, before) in gone {
+            sum += array_word(counts.map, *id)?.saturating_sub(*before);
+        }
+        Ok(sum)
+    }
+}
+
+const SOON: Duration = Duration::from_secs(15);
+
+/// A 64-bit row of an array in the kernel.
+fn array_word(map: u32, index: u32) -> Result<u64> {
+    let key = index.to_ne_bytes().map(|b| b.to_string());
+    let map = map.to_string();
+    let mut arguments = vec!["map", "lookup", "id", &map, "key"];
+    arguments.extend(key.iter().map(String::as_str));
+    let row = bpftool(&arguments)?;
+    let bytes = row["value"].as_array().context("bpftool shows no value")?;
+    let byte =
+        |v: &serde_json::Value| u8::from_str_radix(v.as_str()?.trim_start_matches("0x"), 16).ok();
+    let bytes: Option<Vec<u8>> = bytes.iter().map(byte).collect();
+    let word = bytes
+        .and_then(|b| b.try_into().ok())
+        .context("not a 64-bit row")?;
+    Ok(u64::from_ne_bytes(word))
+}

@@ -1,0 +1,188 @@
+//! Which clusters serve a client: annotations, readiness and staleness, each row on real connects of both families.
+
+#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+use isthmus_tests::{Lab, PodStatus};
+
+use super::common::{
+    AFFINITY, SERVICE, TWO_SMALL, client, collect_until, expect_all_translated, expect_answers,
+    running, service,
+};
+
+const GLOBAL: &str = "service.cilium.io/global";
+const SHARED: &str = "service.cilium.io/shared";
+type Annotations = &'static [(&'static str, &'static str)];
+
+const RATE: f64 = 3000.0;
+
+fn annotate(lab: &Lab, cluster: &str, annotations: &[(&str, &str)]) {
+    let manifests = lab.cluster(cluster).unwrap().manifests();
+    manifests
+        .write_objects("backend.yaml", &[service(annotations)])
+        .unwrap();
+}
+
+/// Remote backends serve in east if east and west are global and west shares. East's own sharing does not matter, and
+/// the deprecated names mean the same.
+#[test]
+fn remote_backends_serve_if_both_are_global_and_theirs_are_shared() {
+    let lab = running("sharing", TWO_SMALL);
+    let mut traffic = client(&lab, "east/client", "east-1");
+    traffic.rate(RATE).unwrap();
+    let (both, alone): (&[&str], &[&str]) = (&["east", "west"], &["east"]);
+    let rows: [(Annotations, Annotations, &[&str]); 10] = [
+        (&[], &[], alone),
+        (&[(GLOBAL, "true")], &[], alone),
+        (&[], &[(GLOBAL, "true")], alone),
+        (&[(GLOBAL, "true")], &[(GLOBAL, "true")], both),
+        (
+            &[(GLOBAL, "true")],
+            &[(GLOBAL, "true"), (SHARED, "false")],
+            alone,
+        ),
+        (
+            &[(GLOBAL, "true"), (SHARED, "false")],
+            &[(GLOBAL, "true"), (SHARED, "true")],
+            both,
+        ),
+        (
+            &[(GLOBAL, "false")],
+            &[(GLOBAL, "true"), (SHARED, "true")],
+            alone,
+        ),
+        (
+            &[(GLOBAL, "TRUE")],
+            &[("io.cilium/global-service", "true")],
+            both,
+        ),
+        (
+            &[(GLOBAL, "true")],
+            &[
+                ("io.cilium/global-service", "true"),
+                ("io.cilium/shared-service", "false"),
+            ],
+            alone,
+        ),
+        (&[(SHARED, "true")], &[(SHARED, "true")], alone),
+    ];
+    for (east, west, wanted) in rows {
+        annotate(&lab, "east", east);
+        annotate(&lab, "west", west);
+        expect_answers(
+            &mut traffic,
+            wanted,
+            &format!("east {east:?}, west {west:?}"),
+        );
+    }
+    expect_all_translated(&lab);
+}
+
+use PodStatus::{NotReady, Ready, Terminating};
+
+/// Affinity, east's pod, west's pod, the clusters that answer a client in east.
+const TIERS: [(&str, PodStatus, PodStatus, &[&str]); 22] = [
+    ("none", Ready, Ready, &["east", "west"]),
+    ("none", NotReady, Ready, &["west"]),
+    ("none", Ready, NotReady, &["east"]),
+    ("none", Terminating, Ready, &["west"]),
+    ("none", Terminating, NotReady, &["east"]),
+    ("none", Terminating, Terminating, &["east", "west"]),
+    ("local", Ready, Ready, &["east"]),
+    ("local", NotReady, Ready, &["west"]),
+    ("local", Ready, NotReady, &["east"]),
+    ("local", Terminating, Ready, &["west"]),
+    ("local", Terminating, Terminating, &["east"]),
+    ("local", NotReady, Terminating, &["west"]),
+    ("local", Terminating, NotReady, &["east"]),
+    ("remote", Ready, Ready, &["west"]),
+    ("remote", Ready, NotReady, &["east"]),
+    ("remote", Ready, Terminating, &["east"]),
+    ("remote", NotReady, Ready, &["west"]),
+    ("remote", Terminating, Terminating, &["west"]),
+    ("remote", Terminating, NotReady, &["east"]),
+    ("remote", NotReady, Terminating, &["west"]),
+    ("sideways", Ready, Ready, &["east", "west"]),
+    ("local", Ready, Ready, &["east"]),
+];
+
+#[test]
+fn tiers_follow_affinity_and_readiness() {
+    let lab = running("tiers", TWO_SMALL);
+    let mut traffic = client(&lab, "east/client", "east-1");
+    traffic.rate(RATE).unwrap();
+    for (affinity, east, west, wanted) in TIERS {
+        annotate(&lab, "east", &[(GLOBAL, "true"), (AFFINITY, affinity)]);
+        lab.pod("east/backend").unwrap().declare(east).unwrap();
+        lab.pod("west/backend").unwrap().declare(west).unwrap();
+        expect_answers(
+            &mut traffic,
+            wanted,
+            &format!("{affinity}: east {east:?}, west {west:?}"),
+        );
+    }
+    for pod in ["east/backend", "west/backend"] {
+        lab.pod(pod).unwrap().declare(NotReady).unwrap();
+    }
+    collect_until(
+        &mut traffic,
+        "without any backend connects are refused at once",
+        |r| r.failures.keys().collect::<Vec<_>>() == ["refused"] && r.answered() == 0,
+    );
+    expect_all_translated(&lab);
+}
+
+/// The peer's mesh server is dead, its pods are not: they serve only when nothing else does.
+#[test]
+fn a_stale_peers_backends_are_the_last_resort() {
+    let lab = running("stale", TWO_SMALL);
+    let mut traffic = client(&lab, "east/client", "east-1");
+    traffic.rate(RATE).unwrap();
+    expect_answers(&mut traffic, &["east", "west"], "before");
+    lab.cluster("west").unwrap().kill_mesh().unwrap();
+    let east = lab.node("east-1").unwrap();
+    east.wait_peer("west", "stale").unwrap();
+    for affinity in ["none", "local", "remote"] {
+        annotate(&lab, "east", &[(GLOBAL, "true"), (AFFINITY, affinity)]);
+        for (pod, wanted) in [(Ready, "east"), (Terminating, "east"), (NotReady, "west")] {
+            lab.pod("east/backend").unwrap().declare(pod).unwrap();
+            expect_answers(
+                &mut traffic,
+                &[wanted],
+                &format!("{affinity}: east {pod:?}, west stale"),
+            );
+        }
+    }
+    lab.pod("east/backend").unwrap().declare(Ready).unwrap();
+    annotate(&lab, "east", &[(GLOBAL, "true")]);
+    lab.cluster("west").unwrap().start_mesh(&[]).unwrap();
+    east.wait_peer("west", "connected").unwrap();
+    expect_answers(&mut traffic, &["east", "west"], "after");
+    let shown = east.agentctl(&["service", "list"]).unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains(SERVICE), "{shown}");
+    expect_all_translated(&lab);
+}
+
+/// `--cluster-ttl`: what a silent peer said is dropped in the end, and back when it speaks again.
+#[test]
+fn a_silent_peers_backends_are_dropped_after_the_ttl() {
+    let lab = super::common::world("ttl", TWO_SMALL);
+    for cluster in ["east", "west"] {
+        annotate(&lab, cluster, &[(GLOBAL, "true")]);
+    }
+    lab.start_with(&["--peer-stale-after=1s", "--cluster-ttl=3s"], &[])
+        .unwrap();
+    let east = lab.node("east-1").unwrap();
+    east.wait_frontend(SERVICE, 8080, "has both backends", |f| f.serving() == 2)
+        .unwrap();
+    lab.cluster("west").unwrap().kill_mesh().unwrap();
+    let (took, _) = east.wait_peer("west", "dropped").unwrap();
+    assert!(took.as_secs_f64() > 1.5, "dropped after {took:?} already");
+    let (_, frontend) = east
+        .wait_frontend(SERVICE, 8080, "has its own only", |f| f.backends.len() == 1)
+        .unwrap();
+    assert_eq!(frontend.backends[0].cluster, "east");
+    lab.cluster("west").unwrap().start_mesh(&[]).unwrap();
+    east.wait_frontend(SERVICE, 8080, "has both backends", |f| f.serving() == 2)
+        .unwrap();
+}

@@ -1,0 +1,214 @@
+//! Never another's backend: connects spin while services, backends and frontends come and go, and every server names the
+//! service that its port stands for.
+
+#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use isthmus_tests::{Lab, PodStatus, Requests, Traffic};
+use serde_json::Value;
+
+use super::common::{named_service, world};
+
+/// Services that stay, on ports 9000…, and services that come and go, on ports 9100….
+const SERVICES: u16 = 16;
+const PODS: usize = 4;
+/// In all. `ISTHMUS_CONNECTS` asks for more.
+const CONNECTS: u64 = 1_000_000;
+
+fn lab_file() -> String {
+    let mut serves = String::new();
+    for n in 0..SERVICES {
+        write!(
+            serves,
+            "{}: production/s{n}, {}: production/x{n}, ",
+            9000 + n,
+            9100 + n
+        )
+        .unwrap();
+    }
+    format!(
+        "clusters:
+  - name: east
+    id: 1
+    nodes: 2
+    pods:
+      - {{name: backend, count: {PODS}, namespace: production, labels: {{app: backend}}, serves: {{{serves}}}}}
+      - {{name: client}}
+      - {{name: stranger}}
+"
+    )
+}
+
+fn staying(n: u16) -> Value {
+    let mut service = named_service(&format!("s{n}"), 80, 9000 + n, &[]);
+    service["spec"]["clusterIPs"] = [
+        format!("10.96.1.{}", n + 1),
+        format!("fd00:10:96::1:{:x}", n + 1),
+    ]
+    .as_slice()
+    .into();
+    service
+}
+
+/// A service that comes and goes, at one of its four addresses.
+fn passing(n: u16, round: u64) -> Value {
+    let mut service = named_service(&format!("x{n}"), 80, 9100 + n, &[]);
+    let host = u64::from(n) * 4 + round % 4 + 1;
+    service["spec"]["clusterIPs"] = [format!("10.96.2.{host}"), format!("fd00:10:96::2:{host:x}")]
+        .as_slice()
+        .into();
+    service
+}
+
+/// `ADDRESS:PORT=SERVICE` of the services that stay, both families.
+fn staying_targets() -> Vec<String> {
+    let pair = |n: u16| {
+        [
+            format!("10.96.1.{}:80=production/s{n}", n + 1),
+            format!("[fd00:10:96::1:{:x}]:80=production/s{n}", n + 1),
+        ]
+    };
+    (0..SERVICES).flat_map(pair).collect()
+}
+
+/// All addresses of the services that come and go.
+fn passing_targets() -> Vec<String> {
+    let of = |n: u16| (1..=4).map(move |h| format!("10.96.2.{}:80=production/x{n}", n * 4 + h));
+    (0..SERVICES).flat_map(of).collect()
+}
+
+fn spin(
+    lab: &Lab,
+    pod: &str,
+    targets: &[String],
+    shape: impl FnOnce(Requests) -> Requests,
+) -> Traffic {
+    let requests = shape(Requests::to_all(targets.iter().map(String::as_str)).unwrap());
+    let mut traffic = lab.pod(pod).unwrap().traffic(&requests).unwrap();
+    traffic.rate(0.0).unwrap();
+    traffic
+}
+
+/// Numbers that are the same in every run.
+fn next(state: &mut u64) -> u64 {
+    *state = state
+        .wrapping_mul(6_364_136_223_846_793_005)
+        .wrapping_add(1_442_695_040_888_963_407);
+    *state >> 33
+}
+
+/// Pods become ready, not ready, terminating and absent, but for the first, which stays; services come, move and go.
+fn churn(lab: &Lab, done: &AtomicBool, changes: &AtomicU64) {
+    let manifests = lab.cluster("east").unwrap().manifests();
+    let mut state = 1;
+    while !done.load(Ordering::Relaxed) {
+        let roll = next(&mut state);
+        if roll.is_multiple_of(2) {
+            let pod = lab
+                .pod(&format!(
+                    "east/backend-{}",
+                    2 + roll / 2 % (PODS as u64 - 1)
+                ))
+                .unwrap();
+            match next(&mut state) % 4 {
+                0 => pod.declare(PodStatus::NotReady).unwrap(),
+                1 => pod.declare(PodStatus::Terminating).unwrap(),
+                // It may be withdrawn already.
+                2 => drop(pod.withdraw()),
+                _ => pod.declare(PodStatus::Ready).unwrap(),
+            }
+        } else {
+            let n = u16::try_from(roll / 2 % u64::from(SERVICES)).unwrap();
+            let file = format!("x{n}.yaml");
+            match next(&mut state) % 3 {
+                0 => drop(manifests.remove(&file)),
+                round => manifests
+                    .write_objects(&file, &[passing(n, round + roll)])
+                    .unwrap(),
+            }
+        }
+        changes.fetch_add(1, Ordering::Relaxed);
+        // The pace of the churn: two cores are for the connects as well.
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_connect_never_reaches_another_services_backend() {
+    let connects = std::env::var("ISTHMUS_CONNECTS").map_or(CONNECTS, |n| n.parse().unwrap());
+    let lab = world("churn", &lab_file());
+    let manifests = lab.cluster("east").unwrap().manifests();
+    manifests
+        .write_objects(
+            "staying.yaml",
+            &(0..SERVICES).map(staying).collect::<Vec<_>>(),
+        )
+        .unwrap();
+    lab.start()
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.last_words()));
+    for name in ["east-1", "east-2"] {
+        let node = lab.node(name).unwrap();
+        node.wait_frontend("production/s15", 80, "has all backends", |f| {
+            f.serving() == PODS
+        })
+        .unwrap();
+    }
+
+    let start = Instant::now();
+    let mut tcp = spin(&lab, "east/client", &staying_targets(), |r| r.workers(1));
+    let mut udp = spin(&lab, "east/client", &staying_targets(), |r| {
+        r.udp(16).workers(2)
+    });
+    let mut strangers = spin(&lab, "east/stranger", &passing_targets(), |r| r.workers(1));
+    let (done, changes) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| churn(&lab, &done, &changes));
+        while tcp.total().requests + udp.total().requests < connects {
+            for traffic in [&mut tcp, &mut udp, &mut strangers] {
+                let report = traffic.mark().unwrap();
+                if report.wrong > 0 {
+                    done.store(true, Ordering::Relaxed);
+                    panic!(
+                        "{} connects reached another's backend: {:?}",
+                        report.wrong, report.told
+                    );
+                }
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    for traffic in [&mut tcp, &mut udp, &mut strangers] {
+        traffic.pause().unwrap();
+    }
+    for traffic in [&tcp, &udp] {
+        let total = traffic.total();
+        assert_eq!(
+            (total.failed(), total.wrong),
+            (0, 0),
+            "{:?} {:?}",
+            total.failures,
+            total.told
+        );
+    }
+    // The stranger's addresses are not always there: it may be refused or let through to nowhere, never misled.
+    assert_eq!(strangers.total().wrong, 0, "{:?}", strangers.total().told);
+    assert!(strangers.total().answered() > 0, "{:?}", strangers.total());
+    assert_eq!(
+        lab.node("east-1").unwrap().untranslated().unwrap(),
+        0,
+        "untranslated packets"
+    );
+    let changes = changes.into_inner();
+    assert!(changes > 1000, "only {changes} changes");
+    eprintln!(
+        "{} TCP and {} UDP connects through {changes} changes in {:.1} s: 0 wrong, 0 failed, 0 untranslated; {} beside",
+        tcp.total().requests,
+        udp.total().requests,
+        start.elapsed().as_secs_f64(),
+        strangers.total().requests
+    );
+}

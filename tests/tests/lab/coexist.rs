@@ -1,0 +1,100 @@
+//! Beside others: a ruleset in kube-proxy's nftables shape.
+
+#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+use isthmus_tests::{Lab, Node, Requests};
+
+use super::common::{ALONE, PORT, SERVICE, at_least, named_service, running};
+
+/// A service that only kube-proxy's rules know, and one that both know.
+const THEIRS: &str = "10.96.200.1";
+const BOTHS: &str = "10.96.200.2";
+
+/// What kube-proxy writes in nftables mode, in small: a verdict map of services, a random endpoint, DNAT.
+fn kube_proxy(lab: &Lab, node: Node<'_>) {
+    let pods =
+        ["east/backend-1", "east/backend-2"].map(|p| lab.pod(p).unwrap().plan().addresses.v4);
+    let rules = format!(
+        "table ip kube-proxy {{
+            counter boths {{ }}
+            chain endpoint-1 {{ meta l4proto tcp dnat to {}:{PORT} }}
+            chain endpoint-2 {{ meta l4proto tcp dnat to {}:{PORT} }}
+            chain theirs {{ numgen random mod 2 vmap {{ 0 : goto endpoint-1, 1 : goto endpoint-2 }} }}
+            chain boths {{ counter name boths goto theirs }}
+            map service-ips {{
+                type ipv4_addr . inet_proto . inet_service : verdict
+                elements = {{ {THEIRS} . tcp . 80 : goto theirs, {BOTHS} . tcp . 80 : goto boths }}
+            }}
+            chain services {{ ip daddr . meta l4proto . th dport vmap @service-ips }}
+            chain nat-prerouting {{ type nat hook prerouting priority dstnat; jump services }}
+            chain nat-output {{ type nat hook output priority -100; jump services }}
+        }}\n",
+        pods[0], pods[1]
+    );
+    node.netns().nft(&rules).unwrap();
+}
+
+fn rules_saw_boths(node: Node<'_>) -> u64 {
+    let mut list = std::process::Command::new("nft");
+    list.args(["-j", "list", "counter", "ip", "kube-proxy", "boths"]);
+    let said: serde_json::Value =
+        serde_json::from_str(&node.netns().command(&mut list).unwrap()).unwrap();
+    said["nftables"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find_map(|c| c["counter"]["packets"].as_u64())
+        .unwrap()
+}
+
+/// 200 requests that must all be answered, by both backends.
+fn expect_served(lab: &Lab, target: &str) {
+    let mut traffic = lab
+        .pod("client")
+        .unwrap()
+        .traffic(&Requests::to(target).unwrap())
+        .unwrap();
+    traffic.rate(2000.0).unwrap();
+    let report = at_least(&mut traffic, 200);
+    assert_eq!(report.failed(), 0, "{target}: {:?}", report.told);
+    assert_eq!(report.answers.len(), 2, "{target}: {:?}", report.answers);
+}
+
+#[test]
+fn a_miss_passes_to_kube_proxys_rules_and_a_hit_never_meets_them() {
+    let lab = running("kubeproxy", ALONE);
+    let node = lab.node("east-1").unwrap();
+    kube_proxy(&lab, node);
+    let mut both = named_service("boths", 80, PORT, &[]);
+    both["spec"]["clusterIP"] = BOTHS.into();
+    both["spec"]["ipFamilyPolicy"] = "SingleStack".into();
+    lab.cluster("east")
+        .unwrap()
+        .manifests()
+        .write_objects("boths.yaml", &[both])
+        .unwrap();
+    node.wait_frontend("production/boths", 80, "has its backends", |f| {
+        f.serving() == 2
+    })
+    .unwrap();
+
+    let ours = node
+        .frontend(SERVICE, PORT, false)
+        .unwrap()
+        .target()
+        .unwrap();
+    expect_served(&lab, &ours.to_string());
+    expect_served(&lab, &format!("{THEIRS}:80"));
+    expect_served(&lab, &format!("{BOTHS}:80"));
+    assert_eq!(
+        rules_saw_boths(node),
+        0,
+        "a translated connect met the rules"
+    );
+
+    node.stop_agent().unwrap();
+    node.cleanup().unwrap();
+    expect_served(&lab, &format!("{THEIRS}:80"));
+    expect_served(&lab, &format!("{BOTHS}:80"));
+    assert!(rules_saw_boths(node) >= 200, "without us the rules serve");
+}

@@ -1,0 +1,168 @@
+//! What dies and comes back, under traffic: agents, agents with mesh servers, mesh servers alone.
+
+#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use isthmus_tests::{Lab, Node, PodStatus, Requests, Traffic, wait_until};
+
+use super::common::{
+    PORT, SERVICE, TWO_CLUSTERS, at_least, expect_all_translated, named_service, running, targets,
+};
+
+/// As many requests as two workers make, to both families.
+fn full_traffic(lab: &Lab) -> Traffic {
+    let targets = targets(lab.node("east-1").unwrap());
+    let requests = Requests::to_all(targets.iter().map(String::as_str))
+        .unwrap()
+        .workers(2);
+    let mut traffic = lab.pod("east/client").unwrap().traffic(&requests).unwrap();
+    traffic.rate(0.0).unwrap();
+    traffic
+}
+
+/// Watches the hooks of a node while `work` is done: every link that was there stays, without a gap.
+fn watching_links<T>(node: Node<'_>, work: impl FnOnce() -> T) -> T {
+    let before = node.kernel_links().unwrap();
+    assert!(before.len() >= 4, "programs on too few hooks: {before:?}");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut looks = 0;
+            while !done.load(Ordering::Relaxed) {
+                let now = node.kernel_links().unwrap();
+                assert_eq!(
+                    now,
+                    before,
+                    "the links of {} changed after {looks} looks",
+                    node.name()
+                );
+                looks += 1;
+            }
+            looks
+        });
+        let result = work();
+        done.store(true, Ordering::Relaxed);
+        assert!(watch.join().unwrap() > 0, "nobody looked");
+        result
+    })
+}
+
+fn restarts_under_traffic(lab: &Lab, at_least_requests: u64) {
+    let node = lab.node("east-1").unwrap();
+    let counted = [false, true].map(|v6| {
+        let frontend = node.frontend(SERVICE, PORT, v6).unwrap();
+        (node.count_from_here(&frontend).unwrap(), frontend)
+    });
+    let mut traffic = full_traffic(lab);
+    let part = at_least_requests / 4;
+    let first = at_least(&mut traffic, part);
+    watching_links(node, || {
+        node.kill_agent().unwrap();
+        at_least(&mut traffic, part);
+        node.start_agent(&[]).unwrap();
+        at_least(&mut traffic, part);
+        // As an upgrade does it: told to go, and started again; programs are replaced on the links that are there.
+        node.stop_agent().unwrap();
+        node.start_agent(&[]).unwrap();
+        at_least(&mut traffic, part);
+        lab.cluster("east").unwrap().kill_mesh().unwrap();
+        lab.cluster("east").unwrap().start_mesh(&[]).unwrap();
+    });
+    traffic.pause().unwrap();
+    let total = traffic.total();
+    assert!(total.requests >= at_least_requests, "{}", total.requests);
+    assert_eq!(
+        (total.failed(), total.wrong),
+        (0, 0),
+        "{:?} {:?}",
+        total.failures,
+        total.told
+    );
+    assert!(total.from_cluster("west") > first.from_cluster("west"));
+    expect_all_translated(lab);
+    let kernel: u64 = counted
+        .iter()
+        .map(|(counts, frontend)| node.counted(counts, frontend).unwrap())
+        .sum();
+    assert_eq!(
+        kernel, total.requests,
+        "the kernel's count and the client's"
+    );
+}
+
+#[test]
+fn agents_and_mesh_servers_die_and_no_connect_fails() {
+    let lab = running("restart", TWO_CLUSTERS);
+    restarts_under_traffic(&lab, 100_000);
+}
+
+#[test]
+fn nor_with_ten_thousand_services() {
+    let lab = running("many", TWO_CLUSTERS);
+    let manifests = lab.cluster("east").unwrap().manifests();
+    for file in 0..10 {
+        let services: Vec<_> = (0..1000)
+            .map(|n| {
+                let number = file * 1000 + n;
+                let mut service = named_service(&format!("s{number}"), 80, PORT, &[]);
+                service["spec"]["clusterIP"] =
+                    format!("10.97.{}.{}", number / 250, number % 250 + 1).into();
+                service["spec"]["ipFamilyPolicy"] = "SingleStack".into();
+                service
+            })
+            .collect();
+        manifests
+            .write_objects(&format!("many-{file}.yaml"), &services)
+            .unwrap();
+    }
+    let node = lab.node("east-1").unwrap();
+    wait_until(
+        "10,000 services are in the kernel",
+        Duration::from_secs(60),
+        || {
+            node.frontend("production/s9999", 80, false)
+                .is_ok_and(|f| f.serving() == 2)
+        },
+    )
+    .unwrap();
+    restarts_under_traffic(&lab, 100_000);
+}
+
+/// Agent and mesh server are dead, the agent is started alone, a local backend is added: the remote ones are still
+/// drawn from, because the agent has kept what it knew.
+#[test]
+fn an_agent_alone_remembers_the_remote_backends() {
+    let lab = running("memory", TWO_CLUSTERS);
+    let node = lab.node("east-1").unwrap();
+    lab.pod("east/backend-1").unwrap().withdraw().unwrap();
+    node.wait_frontend(SERVICE, PORT, "has three backends", |f| f.serving() == 3)
+        .unwrap();
+    lab.cluster("east").unwrap().kill_mesh().unwrap();
+    node.kill_agent().unwrap();
+    let mut traffic = full_traffic(&lab);
+    // It is not fully ready without its feed, or it is: both are fine, as long as it works.
+    node.spawn_agent(&[]).unwrap();
+    lab.pod("east/backend-1")
+        .unwrap()
+        .declare(PodStatus::Ready)
+        .unwrap();
+    node.wait_frontend(SERVICE, PORT, "has the new local backend", |f| {
+        f.backends.iter().filter(|b| b.cluster == "east").count() == 2
+    })
+    .unwrap();
+    let report = at_least(&mut traffic, 2000);
+    assert_eq!((report.failed(), report.wrong), (0, 0), "{:?}", report.told);
+    let mut by_pod = BTreeMap::new();
+    for (name, answers) in &report.answers {
+        by_pod.insert(name.as_str(), answers.count);
+    }
+    assert_eq!(by_pod.len(), 4, "all four backends serve: {by_pod:?}");
+    lab.cluster("east").unwrap().start_mesh(&[]).unwrap();
+    node.wait_peer("west", "connected").unwrap();
+    let report = at_least(&mut traffic, 2000);
+    assert_eq!(report.failed(), 0, "{:?}", report.told);
+    assert_eq!(report.answers.len(), 4, "{:?}", report.answers);
+}

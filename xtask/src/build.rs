@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::command::{forget_host_toolchain, run, run_quietly};
 use crate::metadata::Workspace;
-use crate::progress::{spoken_step, step_with};
+use crate::progress::{spoken_step, step, step_with};
 use crate::setup::Pair;
 use crate::tree::Tree;
 
@@ -64,6 +64,13 @@ pub(crate) fn host(tree: &Tree, workspace: &Workspace, release: bool) -> Result<
         }
         run(&mut command)
     })
+}
+
+/// One program alone.
+pub(crate) fn one(tree: &Tree, package: &str, binary: &str) -> Result<()> {
+    let mut command = tree.cargo();
+    command.args(["build", "--package", package, "--bin", binary]);
+    step(&format!("build: {binary}"), || run_quietly(&mut command))
 }
 
 /// The programs that people run, with their packages.

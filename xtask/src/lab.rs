@@ -1,4 +1,5 @@
-//! The commands that the lab's own program answers: everything is built first, then it takes this process's place.
+//! The commands that other programs of this repository answer: what they need is built first, then they take this
+//! process's place.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
@@ -13,29 +14,54 @@ use crate::setup::{Part, setup};
 use crate::toolchain::Pins;
 use crate::tree::Tree;
 
-/// Builds, and becomes `isthmus-lab ARGUMENTS` as root.
-pub(crate) fn become_lab(
+/// Which program answers, and what must be built for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Program {
+    /// A world is made: its agents and mesh servers are needed, fresh.
+    Lab,
+    /// A world is looked at or taken away: its own programs are left as they run.
+    LabOnly,
+    /// Measured, so as fast as a release.
+    Bench,
+}
+
+/// Builds, and becomes the program as root.
+pub(crate) fn become_program(
     tree: &Tree,
     pins: &Pins,
-    release: bool,
+    program: Program,
     arguments: &[OsString],
 ) -> Result<()> {
+    let release = program == Program::Bench;
     let begun = Instant::now();
-    let pair = setup(tree, pins, &[Part::Build, Part::Lab], false)?
-        .context("the lab needs the eBPF compiler")?;
-    say(&format!(
-        "setup    toolchain and bpf-linker found {:>58.1} s",
-        begun.elapsed().as_secs_f64()
-    ));
-    build::object(tree, &pair)?;
-    build::host(tree, &Workspace::read(tree)?, release)?;
+    match program {
+        Program::LabOnly => {
+            setup(tree, pins, &[Part::Lab], false)?;
+            build::one(tree, "isthmus-tests", "isthmus-lab")?;
+        }
+        Program::Lab | Program::Bench => {
+            let pair = setup(tree, pins, &[Part::Build, Part::Lab], false)?
+                .context("the lab needs the eBPF compiler")?;
+            build::object(tree, &pair)?;
+            build::host(tree, &Workspace::read(tree)?, release)?;
+            say(&format!(
+                "ready after {:.1} s",
+                begun.elapsed().as_secs_f64()
+            ));
+        }
+    }
     tree.caller.give_back(&tree.target)?;
-    let program = tree.binaries(release).join("isthmus-lab");
+    let name = if release {
+        "isthmus-bench"
+    } else {
+        "isthmus-lab"
+    };
+    let path = tree.binaries(release).join(name);
     let mut command = tree.caller.root(
         "to make network namespaces and load eBPF programs",
-        &program,
+        &path,
         &[],
     )?;
     command.current_dir(&tree.root).args(arguments);
-    Err(command.exec()).with_context(|| format!("{} does not start", program.display()))
+    Err(command.exec()).with_context(|| format!("{} does not start", path.display()))
 }

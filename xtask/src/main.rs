@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Error, Result};
 use lexopt::{Arg, Parser, ValueExt as _};
 
+use lab::Program;
 use progress::say;
 use setup::Part;
 use suite::Suite;
@@ -55,9 +56,9 @@ enum Asked {
         suites: Vec<Suite>,
     },
     Codegen,
-    /// A command of the lab's program, and whether it wants binaries that are fast.
-    Lab {
-        release: bool,
+    /// A command that another program answers.
+    Program {
+        program: Program,
         arguments: Vec<OsString>,
     },
 }
@@ -90,20 +91,31 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Asked> {
         "help" => Ok(Asked::Help),
         "lab" => {
             let arguments: Vec<OsString> = parser.raw_args()?.collect();
-            arguments
+            let first = arguments
                 .first()
                 .context("lab needs one of up, down, exec, status")?;
-            Ok(Asked::Lab {
-                release: false,
-                arguments,
-            })
+            let program = if first == "up" {
+                Program::Lab
+            } else {
+                Program::LabOnly
+            };
+            Ok(Asked::Program { program, arguments })
         }
-        "demo" | "bench" => {
-            let release = command == "bench";
+        "demo" => {
             let arguments = std::iter::once(OsString::from(command))
                 .chain(parser.raw_args()?)
                 .collect();
-            Ok(Asked::Lab { release, arguments })
+            Ok(Asked::Program {
+                program: Program::Lab,
+                arguments,
+            })
+        }
+        "bench" => {
+            let arguments = parser.raw_args()?.collect();
+            Ok(Asked::Program {
+                program: Program::Bench,
+                arguments,
+            })
         }
         "setup" => {
             let (mut parts, mut dry_run) = (Vec::new(), false);
@@ -172,7 +184,9 @@ fn run(asked: Asked) -> Result<()> {
         }
         Asked::Test { suites } => suite::test(&tree, &pins, &suites),
         Asked::Codegen => check::generated(&tree, false),
-        Asked::Lab { release, arguments } => lab::become_lab(&tree, &pins, release, &arguments),
+        Asked::Program { program, arguments } => {
+            lab::become_program(&tree, &pins, program, &arguments)
+        }
     }
 }
 
@@ -214,23 +228,30 @@ mod tests {
             ("test", Asked::Test { suites: vec![] }),
             (
                 "demo --keep --json",
-                Asked::Lab {
-                    release: false,
+                Asked::Program {
+                    program: Program::Lab,
                     arguments: words("demo --keep --json"),
                 },
             ),
             (
-                "bench G1",
-                Asked::Lab {
-                    release: true,
-                    arguments: words("bench G1"),
+                "bench G1 --json",
+                Asked::Program {
+                    program: Program::Bench,
+                    arguments: words("G1 --json"),
                 },
             ),
             (
-                "lab exec east-1 -- ls -l",
-                Asked::Lab {
-                    release: false,
-                    arguments: words("exec east-1 -- ls -l"),
+                "lab up f.yaml",
+                Asked::Program {
+                    program: Program::Lab,
+                    arguments: words("up f.yaml"),
+                },
+            ),
+            (
+                "lab exec l east-1 -- ls -l",
+                Asked::Program {
+                    program: Program::LabOnly,
+                    arguments: words("exec l east-1 -- ls -l"),
                 },
             ),
         ] {

@@ -65,6 +65,7 @@ impl Table {
             .collect();
         let mut out = String::new();
         for row in std::iter::once(&header).chain(&self.rows) {
+            // Spaces that are written only if more text follows.
             let mut gap = 0;
             for (cell, width) in row.iter().zip(&widths) {
                 if !cell.text.is_empty() {
@@ -72,10 +73,7 @@ impl Table {
                     out.push_str(&style.paint(cell.paint, &cell.text));
                     gap = 0;
                 }
-                gap += width - cell.width().min(*width) + if cell.text.is_empty() { 0 } else { 2 };
-                if cell.text.is_empty() {
-                    gap += 2;
-                }
+                gap += width.saturating_sub(cell.width()) + 2;
             }
             out.push('\n');
         }

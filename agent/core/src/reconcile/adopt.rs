@@ -89,8 +89,13 @@ impl Reconciler {
             tables,
         };
         let mut named = BTreeSet::new();
-        for index in taken {
-            let reading = found.read_ring(index, &mut this.spans);
+        // All spans are claimed before any is given room to grow.
+        let readings: Vec<_> = taken
+            .into_iter()
+            .map(|index| (index, found.read_ring(index, &mut this.spans)))
+            .collect();
+        for (index, mut reading) in readings {
+            give_room(&mut reading.ring, &mut this.spans);
             named.extend(reading.members.iter().filter_map(|(_, member)| member.id));
             adopted.broken += u32::from(reading.ring.broken);
             match by_index.remove(&index) {
@@ -296,6 +301,19 @@ impl Found {
             reading.ring.broken |= len == 0;
             reading.ring.tiers.push(live);
         }
+    }
+}
+
+/// A span claimed by what it holds may have lost the half that was its room; it is taken back if it is free.
+fn give_room(ring: &mut LiveRing, spans: &mut Spans) {
+    let (Some(span), Some(last)) = (ring.span, ring.tiers.last_mut()) else {
+        return;
+    };
+    if last.offset + last.len() == span.len()
+        && let Some(wider) = spans.widen(span)
+    {
+        ring.span = Some(wider);
+        last.room = wider.len() - last.offset;
     }
 }
 

@@ -84,6 +84,20 @@ impl Spans {
         Some(Span { at, order })
     }
 
+    /// Doubles a span to its right, where that half is its buddy and free.
+    pub(super) fn widen(&mut self, span: Span) -> Option<Span> {
+        let wider = Span {
+            order: span.order + 1,
+            ..span
+        };
+        let fits = wider.order < ORDERS && span.at.is_multiple_of(wider.len());
+        let taken = fits && self.free[usize::from(span.order)].remove(&(span.at + span.len()));
+        taken.then(|| {
+            self.taken += span.len();
+            wider
+        })
+    }
+
     pub(super) fn free(&mut self, span: Span) {
         self.taken -= span.len();
         let Span { mut at, mut order } = span;
@@ -128,6 +142,18 @@ mod tests {
             (spans.taken(), spans.take(8)),
             (0, Some(Span { at: 0, order: 3 }))
         );
+    }
+
+    #[test]
+    fn a_span_widens_into_its_free_buddy_only() {
+        let mut spans = Spans::new(8);
+        let (left, right) = (spans.claim(0, 1).unwrap(), spans.claim(1, 1).unwrap());
+        assert_eq!((spans.widen(left), spans.widen(right)), (None, None));
+        spans.free(right);
+        let wider = spans.widen(left).unwrap();
+        assert_eq!((wider, spans.taken()), (Span { at: 0, order: 1 }, 2));
+        spans.free(wider);
+        assert_eq!(spans.take(8), Some(Span { at: 0, order: 3 }));
     }
 
     proptest! {

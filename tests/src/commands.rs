@@ -106,8 +106,13 @@ fn show(lab: &Lab) -> Result<()> {
     say(&format!("lab {}", lab.name()))?;
     for node in lab.nodes() {
         let addresses = node.plan().addresses;
+        let running = ["mesh", "agent"].into_iter().flat_map(|part| {
+            let pids = node.pids(part);
+            pids.into_iter().map(move |pid| format!("  {part} {pid}"))
+        });
+        let running: String = running.collect();
         say(&format!(
-            "  node {:<24} {:<16} {}",
+            "  node {:<26} {:<12} {:<16}{running}",
             node.name(),
             addresses.v4,
             addresses.v6
@@ -115,7 +120,7 @@ fn show(lab: &Lab) -> Result<()> {
         for pod in lab.pods().iter().filter(|p| p.plan().node == *node.plan()) {
             let addresses = pod.plan().addresses;
             say(&format!(
-                "    pod {:<23} {:<16} {}",
+                "    pod {:<25} {:<12} {}",
                 pod.name(),
                 addresses.v4,
                 addresses.v6

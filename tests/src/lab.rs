@@ -433,6 +433,16 @@ impl<'a> Node<'a> {
             plan: &self.lab.clusters[usize::from(self.plan.cluster) - 1],
         }
     }
+    /// Pids of what runs on the node itself; `part` is `agent`, `mesh` or `shell`.
+    #[must_use]
+    pub fn pids(&self, part: &str) -> Vec<u32> {
+        let procs = std::fs::read_to_string(self.cgroup().join(part).join("cgroup.procs"));
+        procs
+            .unwrap_or_default()
+            .lines()
+            .filter_map(|line| line.parse().ok())
+            .collect()
+    }
     /// A command in the node's own namespace and cgroup.
     pub fn command(&self, program: &str) -> Result<Command> {
         self.place("shell")

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -52,7 +52,15 @@ impl Lab {
     }
 }
 
-impl<'a> Cluster<'a> {
+impl Lab {
+    /// Directory of the authority that all clusters trust: `ca.crt`, `ca.key`.
+    #[must_use]
+    pub fn authority(&self) -> PathBuf {
+        state_dir(&self.name).join("ca")
+    }
+}
+
+impl Cluster<'_> {
     /// True if the lab file links it to any other.
     #[must_use]
     pub fn is_linked(&self) -> bool {
@@ -69,9 +77,12 @@ impl<'a> Cluster<'a> {
     pub fn links_dir(&self) -> PathBuf {
         self.plan.dir().join("links")
     }
-    /// One authority for the whole lab, as people without a PKI would make it.
+    /// Certificates of the lab's one authority, as people without a PKI would make them.
     pub fn make_certificates(&self) -> Result<()> {
-        let authority = state_dir(&self.lab.name).join("ca");
+        self.make_certificates_of(&self.lab.authority())
+    }
+    /// The same of another authority, which is made if it is not there.
+    pub fn make_certificates_of(&self, authority: &Path) -> Result<()> {
         let mut certs = Command::new(self.lab.programs.find("agentctl")?);
         certs.args(["clustermesh", "certs", "--cluster", self.name()]);
         certs
@@ -126,7 +137,8 @@ impl<'a> Cluster<'a> {
     pub fn wait_mesh_ready(&self) -> Result<Duration> {
         self.first_node().wait_ready(&self.mesh(), MESH_HTTP)
     }
-    fn spawn_mesh(&self, flags: &[&str]) -> Result<()> {
+    /// Starts the mesh server and does not wait.
+    pub fn spawn_mesh(&self, flags: &[&str]) -> Result<()> {
         let program = self.lab.programs.find("isthmus-mesh")?;
         let mut mesh = self
             .first_node()

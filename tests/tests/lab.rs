@@ -6,6 +6,8 @@ mod lab {
     mod churn;
     mod coexist;
     mod common;
+    mod leftovers;
+    mod links;
     mod restart;
     mod traps;
     mod world;

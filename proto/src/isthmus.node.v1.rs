@@ -220,7 +220,7 @@ pub struct FailingRow {
     /// The map: `frontends4`.
     #[prost(string, tag = "1")]
     pub table: ::prost::alloc::string::String,
-    /// The row, for people: `10.96.71.4:8080/TCP`.
+    /// The row, for people: `10.96.71.4:8080/TCP`; empty if the failure is of the whole service.
     #[prost(string, tag = "2")]
     pub row: ::prost::alloc::string::String,
     /// The service that it belongs to, `production/backend`; empty if none.
@@ -229,7 +229,7 @@ pub struct FailingRow {
     /// The operation, the kernel's answer and the way out.
     #[prost(string, tag = "4")]
     pub error: ::prost::alloc::string::String,
-    /// Since its first failure.
+    /// Since its first failure; 0 if not known.
     #[prost(double, tag = "5")]
     pub age_seconds: f64,
     /// Writes of this row that failed in a row.

@@ -111,12 +111,13 @@ fn show(lab: &Lab) -> Result<()> {
             pids.into_iter().map(move |pid| format!("  {part} {pid}"))
         });
         let running: String = running.collect();
-        say(&format!(
+        let line = format!(
             "  node {:<26} {:<12} {:<16}{running}",
             node.name(),
             addresses.v4,
             addresses.v6
-        ))?;
+        );
+        say(line.trim_end())?;
         for pod in lab.pods().iter().filter(|p| p.plan().node == *node.plan()) {
             let addresses = pod.plan().addresses;
             say(&format!(

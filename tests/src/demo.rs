@@ -5,13 +5,13 @@ mod voice;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use isthmus_tests::client::Report;
 use isthmus_tests::{
     Frontend, KernelCounts, Lab, LabName, LabSpec, Node, Programs, Requests, Traffic,
 };
 
-use crate::commands::remove_on_signal;
+use crate::commands::{complain, remove_on_signal};
 use voice::Voice;
 
 const LAB: &str = "demo";
@@ -58,11 +58,14 @@ struct Story {
 pub(crate) fn run(programs: Programs, keep: bool, json: bool) -> Result<()> {
     let start = Instant::now();
     let mut story = Story::begin(programs, Voice::new(json))?;
-    story.one_service_in_two_clusters()?;
-    story.agents_are_killed()?;
-    story.local_backends_leave_and_return()?;
-    story.the_wire_is_cut()?;
-    story.the_wire_is_mended()?;
+    if let Err(error) = story.tell() {
+        // The logs go with the lab: what they end with is told now.
+        complain(&anyhow!(
+            "what the lab's processes said last:\n{}",
+            story.lab.last_words()
+        ));
+        return Err(error);
+    }
     story.end(start, keep)
 }
 
@@ -79,7 +82,7 @@ impl Story {
         for cluster in lab.clusters() {
             cluster.manifests().write(MANIFEST, MANIFEST_TEXT)?;
         }
-        lab.start()?;
+        lab.start().with_context(|| lab.last_words())?;
         for node in lab.nodes() {
             node.wait_frontend(SERVICE, PORT, "has all four backends", |f| f.serving() == 4)?;
         }
@@ -103,6 +106,14 @@ impl Story {
             failed: 0,
             voice,
         })
+    }
+
+    fn tell(&mut self) -> Result<()> {
+        self.one_service_in_two_clusters()?;
+        self.agents_are_killed()?;
+        self.local_backends_leave_and_return()?;
+        self.the_wire_is_cut()?;
+        self.the_wire_is_mended()
     }
 
     fn end(mut self, start: Instant, keep: bool) -> Result<()> {

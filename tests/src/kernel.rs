@@ -70,6 +70,20 @@ pub fn bpftool(arguments: &[&str]) -> Result<Value> {
     }
 }
 
+/// The bytes of a map's row.
+pub fn map_row(map: u32, key: &[u8]) -> Result<Vec<u8>> {
+    let map = map.to_string();
+    let key: Vec<String> = key.iter().map(u8::to_string).collect();
+    let mut arguments = vec!["map", "lookup", "id", &map, "key"];
+    arguments.extend(key.iter().map(String::as_str));
+    let row = bpftool(&arguments)?;
+    let byte = |v: &Value| u8::from_str_radix(v.as_str()?.trim_start_matches("0x"), 16).ok();
+    let bytes: Option<Vec<u8>> = row["value"]
+        .as_array()
+        .and_then(|bytes| bytes.iter().map(byte).collect());
+    bytes.with_context(|| format!("bpftool shows no value of map {map}: {row}"))
+}
+
 /// Entries of a directory, hidden ones left out; none if it is not there.
 fn names_in(dir: &Path, prefix: &str) -> Result<BTreeSet<String>> {
     let entries = match std::fs::read_dir(dir) {

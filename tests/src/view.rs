@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use crate::kernel::bpftool;
+use crate::kernel::{bpftool, map_row};
 use crate::lab::Node;
 use crate::wait::wait_for;
 
@@ -177,17 +177,19 @@ impl Node<'_> {
             },
         )
     }
+    /// The id of a map of the agent's, as `bpftool map` shows it.
+    pub fn map_id(&self, name: &str) -> Result<u32> {
+        let answer = self.ask(&["status"])?;
+        let mut maps = answer["maps"].as_array().into_iter().flatten();
+        let id = maps
+            .find(|m| m["name"] == name)
+            .and_then(|m| m["mapId"].as_u64());
+        id.and_then(|id| u32::try_from(id).ok())
+            .with_context(|| format!("`status` names no map {name}"))
+    }
     /// Begins to count the connects of a service's frontend. No connect may be under way, here and at [`Self::counted`].
     pub fn count_from_here(&self, frontend: &Frontend) -> Result<KernelCounts> {
-        let answer = self.ask(&["status"])?;
-        let maps = answer["maps"].as_array().into_iter().flatten();
-        let map = maps
-            .into_iter()
-            .find(|m| m["name"] == "backend_connects")
-            .and_then(|m| m["mapId"].as_u64());
-        let map = map
-            .and_then(|m| u32::try_from(m).ok())
-            .context("`status` names no map backend_connects")?;
+        let map = self.map_id("backend_connects")?;
         let now = self.frontend(
             &frontend.service,
             frontend.port,
@@ -236,17 +238,8 @@ const SOON: Duration = Duration::from_secs(15);
 
 /// A 64-bit row of an array in the kernel.
 fn array_word(map: u32, index: u32) -> Result<u64> {
-    let key = index.to_ne_bytes().map(|b| b.to_string());
-    let map = map.to_string();
-    let mut arguments = vec!["map", "lookup", "id", &map, "key"];
-    arguments.extend(key.iter().map(String::as_str));
-    let row = bpftool(&arguments)?;
-    let bytes = row["value"].as_array().context("bpftool shows no value")?;
-    let byte =
-        |v: &serde_json::Value| u8::from_str_radix(v.as_str()?.trim_start_matches("0x"), 16).ok();
-    let bytes: Option<Vec<u8>> = bytes.iter().map(byte).collect();
-    let word = bytes
-        .and_then(|b| b.try_into().ok())
-        .context("not a 64-bit row")?;
-    Ok(u64::from_ne_bytes(word))
+    let row = map_row(map, &index.to_ne_bytes())?;
+    Ok(u64::from_ne_bytes(
+        row.try_into().ok().context("not a 64-bit row")?,
+    ))
 }

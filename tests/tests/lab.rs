@@ -6,6 +6,7 @@ mod lab {
     mod churn;
     mod coexist;
     mod common;
+    mod dump;
     mod leftovers;
     mod links;
     mod restart;

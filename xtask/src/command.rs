@@ -12,7 +12,7 @@ use std::{env, fs, thread};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::progress::say;
+use crate::progress::{aside, say};
 
 /// Who called, and so who owns what is built.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,14 +167,16 @@ fn obtain_root(reason: &str) -> Result<()> {
         which("sudo").is_some(),
         "root is needed {reason}, and sudo is not installed: run the same command as root"
     );
-    say(&format!("Root is needed {reason}."));
     let mut ask = Command::new("sudo");
     if std::io::stdin().is_terminal() {
         ask.arg("--validate");
     } else {
         ask.args(["--non-interactive", "true"]);
     }
-    let status = ask.status().context("sudo does not start")?;
+    let status = aside(|| {
+        say(&format!("Root is needed {reason}."));
+        ask.status().context("sudo does not start")
+    })?;
     ensure!(
         status.success(),
         "root is needed {reason}, and sudo refused it: run the same command as root"

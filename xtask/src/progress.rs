@@ -4,6 +4,7 @@
 //! when it ends. Everything goes to standard error, so that `--json` of the programs behind stays alone on standard output.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -13,6 +14,20 @@ use anyhow::Result;
 /// Prints one line. Nothing is lost when nobody listens any more.
 pub(crate) fn say(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Somebody else has the terminal: a step under way keeps off its line.
+static ASIDE: AtomicBool = AtomicBool::new(false);
+
+/// Does `work`, which may ask the reader something, on a line of its own.
+pub(crate) fn aside<T>(work: impl FnOnce() -> T) -> T {
+    ASIDE.store(true, Ordering::SeqCst);
+    if std::io::stderr().is_terminal() {
+        let _ = write!(std::io::stderr().lock(), "\r\x1b[K");
+    }
+    let outcome = work();
+    ASIDE.store(false, Ordering::SeqCst);
+    outcome
 }
 
 /// A step that is under way.
@@ -71,11 +86,10 @@ impl Step {
         let text = label.to_owned();
         let thread = thread::spawn(move || {
             loop {
-                let _ = write!(
-                    std::io::stderr().lock(),
-                    "\r\x1b[K{}",
-                    row(&text, "", begun.elapsed())
-                );
+                if !ASIDE.load(Ordering::SeqCst) {
+                    let line = row(&text, "", begun.elapsed());
+                    let _ = write!(std::io::stderr().lock(), "\r\x1b[K{line}");
+                }
                 if stopped.recv_timeout(Duration::from_millis(500))
                     != Err(RecvTimeoutError::Timeout)
                 {

@@ -86,33 +86,22 @@ pub(crate) struct Ways {
 /// Prefers the pinned release, then any newer compiler that is ready, then what takes least to get ready.
 pub(crate) fn choose(pins: &Pins, compilers: &[Compiler], ways: Ways) -> Choice {
     let fits = |compiler: &&Compiler| compiler.release >= pins.ebpf && compiler.llvm <= pins.llvm;
-    let ready = |exact: bool| {
+    let pinned = |compiler: &&Compiler| compiler.release == pins.ebpf;
+    let ready = || {
         compilers
             .iter()
             .filter(fits)
-            .find(|compiler| compiler.sources && (!exact || compiler.release == pins.ebpf))
+            .filter(|compiler| compiler.sources)
     };
-    if let Some(compiler) = ready(true) {
+    if let Some(compiler) = ready().find(pinned).or_else(|| ready().next()) {
         return Choice::Use(compiler.clone());
     }
-    // The pinned release is worth one try before another compiler: the numbers in the repository are its numbers.
     if ways.rustup {
-        let near = compilers
-            .iter()
-            .filter(fits)
-            .filter(|compiler| compiler.release == pins.ebpf);
-        return match near
-            .filter_map(|compiler| compiler.toolchain.clone())
-            .next()
-        {
+        let mut near = compilers.iter().filter(fits).filter(pinned);
+        return match near.find_map(|compiler| compiler.toolchain.clone()) {
             Some(toolchain) => Choice::AddSources { toolchain },
-            None => ready(false).map_or(Choice::AddToolchain { release: pins.ebpf }, |compiler| {
-                Choice::Use(compiler.clone())
-            }),
+            None => Choice::AddToolchain { release: pins.ebpf },
         };
-    }
-    if let Some(compiler) = ready(false) {
-        return Choice::Use(compiler.clone());
     }
     if ways.apt {
         Choice::AddPackages
@@ -379,7 +368,7 @@ mod tests {
             ),
             (
                 "the pinned one lacks its sources",
-                vec![system.clone(), bare.clone()],
+                vec![bare.clone()],
                 ALL,
                 Choice::AddSources {
                     toolchain: "stable".into(),
@@ -387,13 +376,13 @@ mod tests {
             ),
             (
                 "rustup cannot bring them",
-                vec![bare.clone(), system.clone()],
+                vec![bare.clone()],
                 closed,
-                Choice::Use(system.clone()),
+                Choice::AddPackages,
             ),
             (
-                "only a newer one is ready",
-                vec![system.clone()],
+                "a newer one is ready",
+                vec![bare.clone(), system.clone()],
                 ALL,
                 Choice::Use(system),
             ),

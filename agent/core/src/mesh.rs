@@ -41,6 +41,6 @@ pub use message::{
 };
 pub use position::{Epoch, Position};
 pub use publisher::{Publisher, SavedPublisher};
-pub use rows::{RowKey, Rows, SavedRows};
+pub use rows::{RowKey, Rows};
 pub use silence::{Age, SavedSilence, Silence};
 pub use watcher::{ClusterView, PeerView, View, Watcher};

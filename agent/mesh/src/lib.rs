@@ -1,2 +1,12 @@
+pub mod certs;
 pub mod config;
+mod dial;
+pub mod feed;
 pub mod http;
+pub mod hub;
+mod link;
+pub mod links;
+pub mod server;
+pub mod statefile;
+pub mod tls;
+mod wire;

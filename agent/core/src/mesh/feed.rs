@@ -5,8 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::message::in_sequence;
 use super::{
-    Age, Cluster, ConsumerHello, Fault, FromServer, PeerReport, PeerSilence, Role, SavedRows,
-    SavedSilence, Sequenced, ServerHello, VERSION,
+    Age, Cluster, ConsumerHello, Fault, FromServer, PeerReport, PeerSilence, Role, Rows,     SavedSilence, Sequenced, ServerHello, VERSION,
 };
 use crate::model::{Batch, ClusterId, ClusterName};
 
@@ -402,5 +401,5 @@ pub struct SavedFeed {
 pub struct SavedPeer {
     pub cluster: Cluster,
     pub silence: SavedSilence,
-    pub rows: SavedRows,
+    pub rows: Rows,
 }

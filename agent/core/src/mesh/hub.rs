@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::silence::Wakefulness;
 use super::{
     Age, Cluster, ClusterView, ConsumerHello, Epoch, Fault, HearsUs, LinkState, PeerView,
-    Publisher, Role, SavedPublisher, SavedRows, SavedSilence, Sequenced, VERSION, View,
+    Publisher, Role, Rows, SavedPublisher, SavedSilence, Sequenced, VERSION, View,
 };
 use crate::model::{Batch, ClusterId, ClusterName};
 
@@ -376,7 +376,7 @@ pub struct SavedHub {
 pub struct SavedLink {
     pub cluster: Cluster,
     pub silence: SavedSilence,
-    pub rows: SavedRows,
+    pub rows: Rows,
 }
 
 impl SavedHub {
@@ -387,7 +387,7 @@ impl SavedHub {
             publisher: SavedPublisher {
                 epoch,
                 revision: 0,
-                told: SavedRows::default(),
+                told: Rows::default(),
             },
             links: Vec::new(),
         }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Epoch, Ledger, Position, RowKey, Rows, SavedRows};
+use super::{Epoch, Ledger, Position, RowKey, Rows};
 use crate::model::{Affinity, Batch, EndpointKey, ObjectName, RowChange, ServiceRow};
 
 /// Turns a cluster's own rows into what it tells its peers: services that are global and shared, and their endpoints.
@@ -26,13 +26,13 @@ impl Publisher {
         Self::load(SavedPublisher {
             epoch,
             revision: 0,
-            told: SavedRows::default(),
+            told: Rows::default(),
         })
     }
 
     #[must_use]
     pub fn load(saved: SavedPublisher) -> Self {
-        let mut rows = Rows::from(saved.told);
+        let mut rows = saved.told;
         let digest = rows
             .all()
             .iter()
@@ -61,7 +61,7 @@ impl Publisher {
         SavedPublisher {
             epoch: self.epoch,
             revision: self.revision,
-            told: self.told.rows().save(),
+            told: self.told.rows().clone(),
         }
     }
 
@@ -207,7 +207,7 @@ fn row_digest(row: &RowChange) -> u64 {
 pub struct SavedPublisher {
     pub epoch: Epoch,
     pub revision: u64,
-    pub told: SavedRows,
+    pub told: Rows,
 }
 
 #[cfg(test)]

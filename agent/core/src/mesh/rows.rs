@@ -34,7 +34,10 @@ impl RowKey {
 }
 
 /// One cluster's rows. A clone is a snapshot: it shares what does not change, and costs a few words.
-#[derive(Clone, Default, Debug)]
+///
+/// A state file holds it as lists; the work of making them is done by whoever serialises the clone.
+#[derive(Clone, PartialEq, Default, Debug, Serialize, Deserialize)]
+#[serde(from = "Lists", into = "Lists")]
 pub struct Rows {
     services: OrdMap<ObjectName, Arc<ServiceRow>>,
     endpoints: OrdMap<EndpointKey, Arc<EndpointRow>>,
@@ -165,39 +168,31 @@ impl Rows {
     pub fn same_rows(&self, other: &Self) -> bool {
         self.services == other.services && self.endpoints == other.endpoints
     }
+}
 
-    #[must_use]
-    pub fn save(&self) -> SavedRows {
-        SavedRows {
-            position: self.position,
-            services: self.services.values().cloned().collect(),
-            endpoints: self.endpoints.values().cloned().collect(),
+#[derive(Serialize, Deserialize)]
+struct Lists {
+    position: Option<Position>,
+    services: Vec<Arc<ServiceRow>>,
+    endpoints: Vec<Arc<EndpointRow>>,
+}
+
+impl From<Rows> for Lists {
+    fn from(rows: Rows) -> Self {
+        Self {
+            position: rows.position,
+            services: rows.services.values().cloned().collect(),
+            endpoints: rows.endpoints.values().cloned().collect(),
         }
     }
 }
 
-/// [`Rows`] as a state file holds them.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct SavedRows {
-    pub position: Option<Position>,
-    pub services: Vec<Arc<ServiceRow>>,
-    pub endpoints: Vec<Arc<EndpointRow>>,
-}
-
-impl From<SavedRows> for Rows {
-    fn from(saved: SavedRows) -> Self {
+impl From<Lists> for Rows {
+    fn from(lists: Lists) -> Self {
         Self {
-            position: saved.position,
-            services: saved
-                .services
-                .into_iter()
-                .map(|row| (row.name.clone(), row))
-                .collect(),
-            endpoints: saved
-                .endpoints
-                .into_iter()
-                .map(|row| (row.key(), row))
-                .collect(),
+            position: lists.position,
+            services: lists.services.into_iter().map(|row| (row.name.clone(), row)).collect(),
+            endpoints: lists.endpoints.into_iter().map(|row| (row.key(), row)).collect(),
         }
     }
 }

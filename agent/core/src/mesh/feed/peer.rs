@@ -47,7 +47,7 @@ impl Peer {
     pub(super) fn load(saved: SavedPeer, now: Instant, wall: SystemTime) -> Self {
         Self {
             id: Some(saved.cluster.id),
-            rows: saved.rows.into(),
+            rows: saved.rows,
             witnessed: saved.silence.witnessed,
             last_word: saved.silence.last_word(now, wall),
             ..Self::new(saved.cluster.name, now)
@@ -58,7 +58,7 @@ impl Peer {
         Some(SavedPeer {
             cluster: self.cluster()?,
             silence: SavedSilence::new(self.witnessed, self.last_word, now, wall),
-            rows: self.rows.save(),
+            rows: self.rows.clone(),
         })
     }
 

@@ -79,7 +79,7 @@ impl Link {
         Self {
             id: Some(saved.cluster.id),
             silence: Silence::load(&saved.silence, clock, now, wall),
-            ledger: Ledger::new(instance, saved.rows.into()),
+            ledger: Ledger::new(instance, saved.rows),
             ..Self::new(saved.cluster.name, instance, clock, now)
         }
     }
@@ -96,7 +96,7 @@ impl Link {
                 id: self.id?,
             },
             silence: self.silence.save(clock, now, wall),
-            rows: self.ledger.rows().save(),
+            rows: self.ledger.rows().clone(),
         })
     }
 

@@ -1,0 +1,305 @@
+//! The agent's end of the stream from its own mesh server: what it says goes to the agent's store, what it is goes to
+//! `clustermesh status`, and both outlive a restart.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use isthmus_core::mesh::{
+    Backoff, Cluster, Fault, Feed, FeedEvent, FeedSettings, FeedStatus, FromServer, SavedFeed,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{MeshEndpoint, TlsPaths};
+use crate::dial::{Failure, Stream, connect};
+use crate::statefile::{self, Loaded, Saver};
+use crate::tls::{Certificate, Tls};
+
+/// Events that wait for the agent.
+const QUEUE: usize = 64;
+/// Events beyond those; then the stream is not read until the agent has caught up.
+const PENDING_MAX: usize = 64;
+/// How old the times of last words in the state file may be.
+const SAVE_AGE: Duration = Duration::from_secs(30);
+/// The status is made anew at least so often.
+const STATUS_AGE: Duration = Duration::from_secs(1);
+
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+const RETRY_REFUSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+
+const KIND: &str = "peers";
+
+#[derive(Clone, Debug)]
+pub struct FeedConfig {
+    /// `--mesh`.
+    pub server: MeshEndpoint,
+    /// Needed unless `server` is a unix socket.
+    pub tls: Option<TlsPaths>,
+    /// The agent's own cluster; the mesh server's must be the same.
+    pub cluster: Cluster,
+    pub node: String,
+    /// `--peer-stale-after`.
+    pub stale_after: Duration,
+    /// `--cluster-ttl`.
+    pub ttl: Duration,
+    /// Holds `peers.state`.
+    pub state_dir: PathBuf,
+}
+
+/// What `clustermesh status` shows.
+#[derive(Clone, Debug)]
+pub struct MeshStatus {
+    /// `--mesh`.
+    pub server: String,
+    pub stale_after: Duration,
+    pub ttl: Duration,
+    pub feed: FeedStatus,
+    /// The agent's own certificate; `None` on a unix socket, and if it cannot be read.
+    pub certificate: Option<Certificate>,
+    /// What is wrong here, in words: certificates that cannot be read, a state file that was set aside.
+    pub problems: Vec<String>,
+}
+
+/// Reads the state file, says its rows again, connects, and goes on until `shutdown`.
+///
+/// The queue of events is bounded: an agent that is slow slows the stream, and loses nothing. It ends (`None`) when the
+/// state file is written after `shutdown`; then the process may end.
+#[must_use]
+pub fn spawn(
+    config: FeedConfig,
+    shutdown: CancellationToken,
+) -> (mpsc::Receiver<FeedEvent>, watch::Receiver<Arc<MeshStatus>>) {
+    let path = config.state_dir.join("peers.state");
+    let mut problems = Vec::new();
+    let saved = match statefile::load::<SavedFeed>(&path, KIND) {
+        Ok(Loaded::Good(saved)) => saved,
+        Ok(Loaded::Missing) => SavedFeed::default(),
+        Ok(Loaded::Bad { problem, aside }) => {
+            problems.push(format!(
+                "{}: {problem}; it was set aside as {}",
+                path.display(),
+                aside.display()
+            ));
+            SavedFeed::default()
+        }
+        Err(error) => {
+            problems.push(error.to_string());
+            SavedFeed::default()
+        }
+    };
+    for problem in &problems {
+        tracing::error!(
+            problem,
+            "remote backends are not known until the mesh server tells them"
+        );
+    }
+    let settings = FeedSettings {
+        own: config.cluster.clone(),
+        node: config.node.clone(),
+        stale_after: config.stale_after,
+        ttl: config.ttl,
+    };
+    let (feed, events) = Feed::new(settings, saved, Instant::now(), SystemTime::now());
+    let tls = config
+        .tls
+        .clone()
+        .filter(|_| !matches!(config.server, MeshEndpoint::Unix(_)))
+        .map(Tls::new);
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let status = Arc::new(status(&config, &feed, tls.as_ref(), &problems));
+    let (statuses, status_receiver) = watch::channel(status);
+    let saver = Saver::spawn(path, KIND);
+    let pending = events.into();
+    let now = Instant::now();
+    let task = Task {
+        config,
+        tls,
+        feed,
+        sender,
+        pending,
+        statuses,
+        saver,
+        problems,
+        shown: now,
+        saved: now,
+    };
+    tokio::spawn(task.run(shutdown));
+    (receiver, status_receiver)
+}
+
+fn status(config: &FeedConfig, feed: &Feed, tls: Option<&Tls>, problems: &[String]) -> MeshStatus {
+    let (certificate, problem) = tls.map(Tls::status).unwrap_or_default();
+    MeshStatus {
+        server: config.server.to_string(),
+        stale_after: config.stale_after,
+        ttl: config.ttl,
+        feed: feed.status(),
+        certificate,
+        problems: problems.iter().cloned().chain(problem).collect(),
+    }
+}
+
+struct Task {
+    config: FeedConfig,
+    tls: Option<Tls>,
+    feed: Feed,
+    sender: mpsc::Sender<FeedEvent>,
+    pending: VecDeque<FeedEvent>,
+    statuses: watch::Sender<Arc<MeshStatus>>,
+    saver: Saver<SavedFeed>,
+    problems: Vec<String>,
+    shown: Instant,
+    saved: Instant,
+}
+
+/// The agent does not take events any more.
+struct AgentGone;
+
+impl Task {
+    async fn run(mut self, shutdown: CancellationToken) {
+        // Shutdown and an agent that is gone end it alike.
+        let _ = shutdown.run_until_cancelled(self.live()).await;
+        self.saver
+            .put(self.feed.save(Instant::now(), SystemTime::now()));
+        self.saver.finish().await;
+    }
+
+    /// Connects, again and again.
+    async fn live(&mut self) -> AgentGone {
+        let mut broken = Backoff::new(RETRY.0, RETRY.1);
+        let mut refused = Backoff::new(RETRY_REFUSED.0, RETRY_REFUSED.1);
+        loop {
+            self.feed.dial();
+            let mut greeted = false;
+            let failure = match self.attempt(&mut greeted).await {
+                Ok(failure) => failure,
+                Err(gone) => return gone,
+            };
+            tracing::warn!(server = %self.config.server, error = failure.words, "the feed is not connected");
+            let now = Instant::now();
+            self.feed.close(failure.words, now);
+            self.show(now);
+            if greeted {
+                broken.reset();
+                refused.reset();
+            }
+            let wait = if failure.refused {
+                &mut refused
+            } else {
+                &mut broken
+            }
+            .next(rand::random());
+            tokio::select! {
+                () = sleep(wait) => {}
+                gone = deliver(&self.sender, &mut self.pending) => return gone,
+            }
+        }
+    }
+
+    /// One connection's life.
+    async fn attempt(&mut self, greeted: &mut bool) -> Result<Failure, AgentGone> {
+        let (feed, config, tls) = (&mut self.feed, &self.config, self.tls.as_ref());
+        let connected = async {
+            let transport = connect(&config.server, tls, &config.cluster.name).await?;
+            transport.watch(&feed.open(Instant::now())).await
+        };
+        let mut stream = tokio::select! {
+            stream = connected => match stream {
+                Ok(stream) => stream,
+                Err(failure) => return Ok(failure),
+            },
+            gone = deliver(&self.sender, &mut self.pending) => return Err(gone),
+        };
+        let mut beat = beats(Duration::from_secs(1));
+        loop {
+            let room = self.pending.len() < PENDING_MAX;
+            let deadline = self
+                .feed
+                .next_deadline()
+                .unwrap_or_else(|| Instant::now() + STATUS_AGE);
+            tokio::select! {
+                said = stream.next(), if room => match said {
+                    Ok(said) => {
+                        if let FromServer::Hello(hello) = &said.message {
+                            *greeted = true;
+                            beat = beats(hello.heartbeat.max(Duration::from_millis(10)));
+                            tracing::info!(server = %self.config.server, "the feed is connected");
+                        }
+                        if let Err(fault) = self.hear(said) {
+                            return Ok(fault.into());
+                        }
+                    }
+                    Err(failure) => return Ok(failure),
+                },
+                _ = beat.tick() => self.beat(&stream),
+                () = sleep_until(deadline.into()), if room => {
+                    if let Err(fault) = self.feed.tick(Instant::now()) {
+                        return Ok(fault.into());
+                    }
+                }
+                gone = deliver(&self.sender, &mut self.pending) => return Err(gone),
+            }
+        }
+    }
+
+    fn hear(&mut self, said: isthmus_core::mesh::Sequenced) -> Result<(), Fault> {
+        let now = Instant::now();
+        // Rows alone change counts, which can wait.
+        let telling = matches!(
+            said.message,
+            FromServer::Hello(_) | FromServer::Peers(_) | FromServer::Complete { .. }
+        );
+        let events = self.feed.receive(said, now)?;
+        let standing = events
+            .iter()
+            .any(|event| !matches!(event, FeedEvent::Rows { .. }));
+        if telling || standing || now - self.shown >= STATUS_AGE {
+            self.show(now);
+        }
+        if !events.is_empty() || now - self.saved >= SAVE_AGE {
+            self.saved = now;
+            self.saver.put(self.feed.save(now, SystemTime::now()));
+        }
+        self.pending.extend(events);
+        Ok(())
+    }
+
+    fn beat(&mut self, stream: &Stream) {
+        stream.beat();
+        let now = Instant::now();
+        if now - self.shown >= STATUS_AGE {
+            self.show(now);
+        }
+    }
+
+    fn show(&mut self, now: Instant) {
+        self.shown = now;
+        let status = status(&self.config, &self.feed, self.tls.as_ref(), &self.problems);
+        self.statuses.send_replace(Arc::new(status));
+    }
+}
+
+/// Hands events to the agent for as long as it is asked to; ends if nobody takes them any more.
+async fn deliver(sender: &mpsc::Sender<FeedEvent>, pending: &mut VecDeque<FeedEvent>) -> AgentGone {
+    loop {
+        if pending.is_empty() {
+            sender.closed().await;
+            return AgentGone;
+        }
+        let Ok(permit) = sender.reserve().await else {
+            return AgentGone;
+        };
+        if let Some(event) = pending.pop_front() {
+            permit.send(event);
+        }
+    }
+}
+
+fn beats(every: Duration) -> Interval {
+    let mut beats = interval(every);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    beats
+}

@@ -1,0 +1,508 @@
+//! The directory of links: one `ClusterLink` a file. It is looked at twice a second, which sees renames, symlink swaps,
+//! bind mounts and remote file systems alike; a file is read only if it changed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use isthmus_core::model::{ClusterId, ClusterName, Problem, ProblemKind};
+use serde::Deserialize;
+use serde_saphyr::{Spanned, UserMessageFormatter};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{MeshEndpoint, TlsPaths};
+use crate::hub::HubHandle;
+use crate::link::{self, LinkSpec};
+
+const LOOK: Duration = Duration::from_millis(500);
+/// Ids end at 511.
+const LINKS_MAX: usize = 511;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Document {
+    api_version: Spanned<String>,
+    kind: Spanned<String>,
+    metadata: Metadata,
+    spec: Spec,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    name: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Spec {
+    id: Option<Spanned<u64>>,
+    endpoints: Spanned<Vec<Spanned<String>>>,
+    tls: Option<TlsFiles>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsFiles {
+    ca: PathBuf,
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+/// What tells that a file changed.
+type Stamp = (SystemTime, u64, u64);
+
+#[derive(Debug, Default)]
+struct Entry {
+    stamp: Option<Stamp>,
+    /// As it was last good.
+    good: Option<Arc<LinkSpec>>,
+    problem: Option<Problem>,
+}
+
+/// The directory as last seen.
+#[derive(Debug)]
+pub struct Links {
+    directory: PathBuf,
+    own: ClusterName,
+    tls: Option<TlsPaths>,
+    entries: BTreeMap<PathBuf, Entry>,
+    /// Of the whole directory.
+    problem: Option<Problem>,
+    looked: bool,
+}
+
+/// What [`Links::look`] makes of all files.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Wanted {
+    pub links: BTreeMap<ClusterName, Arc<LinkSpec>>,
+    pub problems: Vec<Problem>,
+    /// Every file was understood: a cluster without a link is not linked.
+    pub complete: bool,
+}
+
+impl Links {
+    /// `tls` is what links without their own use.
+    #[must_use]
+    pub fn new(directory: PathBuf, own: ClusterName, tls: Option<TlsPaths>) -> Self {
+        Self {
+            directory,
+            own,
+            tls,
+            entries: BTreeMap::new(),
+            problem: None,
+            looked: false,
+        }
+    }
+
+    /// Looks at the directory. `None` if nothing changed.
+    pub fn look(&mut self) -> Option<Wanted> {
+        let found = match list(&self.directory) {
+            Ok(found) => found,
+            Err(error) => {
+                // A directory that vanished unlinks nobody.
+                let message = format!("cannot be read: {error}; the links known so far stay");
+                let problem = Some(Problem {
+                    place: self.directory.display().to_string(),
+                    ..broken(message)
+                });
+                if self.problem == problem {
+                    return None;
+                }
+                self.problem = problem;
+                return Some(self.wanted(false));
+            }
+        };
+        let mut changed =
+            self.problem.take().is_some() || !std::mem::replace(&mut self.looked, true);
+        let before = self.entries.len();
+        self.entries.retain(|path, _| found.contains_key(path));
+        changed |= before != self.entries.len();
+        for (path, stamp) in found {
+            let entry = self.entries.entry(path.clone()).or_default();
+            if entry.stamp == Some(stamp) {
+                continue;
+            }
+            changed = true;
+            entry.stamp = Some(stamp);
+            match read(&path, &self.own, self.tls.as_ref()) {
+                Ok(spec) => (entry.good, entry.problem) = (Some(Arc::new(spec)), None),
+                Err(mut problem) => {
+                    if entry.good.is_some() {
+                        problem.message.push_str("; the last good version stays");
+                    }
+                    entry.problem = Some(problem);
+                }
+            }
+        }
+        changed.then(|| self.wanted(true))
+    }
+
+    fn wanted(&self, readable: bool) -> Wanted {
+        let mut wanted = Wanted {
+            complete: readable,
+            ..Wanted::default()
+        };
+        wanted.problems.extend(self.problem.clone());
+        for entry in self.entries.values() {
+            wanted.problems.extend(entry.problem.clone());
+            let Some(spec) = &entry.good else {
+                wanted.complete = false;
+                continue;
+            };
+            if wanted.links.len() == LINKS_MAX {
+                wanted.problems.push(at(
+                    &spec.file,
+                    0,
+                    "",
+                    format!("is one link too many: {LINKS_MAX} are held"),
+                ));
+                continue;
+            }
+            if let Some(first) = wanted.links.get(&spec.name) {
+                let message = format!(
+                    "links \"{}\", as {} does; that one holds",
+                    spec.name,
+                    first.file.display()
+                );
+                wanted.problems.push(Problem {
+                    kind: ProblemKind::Conflict,
+                    ..at(&spec.file, 0, "metadata.name", message)
+                });
+                continue;
+            }
+            if let Some(other) = wanted
+                .links
+                .values()
+                .find(|other| spec.id.is_some() && other.id == spec.id)
+            {
+                let id = spec.id.map_or(0, ClusterId::get);
+                let message = format!(
+                    "cluster id {id} is taken: \"{}\" and \"{}\" both use it; give one another id in its --cluster-id, \
+                     then restart it",
+                    other.name, spec.name
+                );
+                wanted.problems.push(Problem {
+                    kind: ProblemKind::Conflict,
+                    ..at(&spec.file, 0, "spec.id", message)
+                });
+                continue;
+            }
+            wanted.links.insert(spec.name.clone(), spec.clone());
+        }
+        wanted
+    }
+}
+
+fn broken(message: String) -> Problem {
+    let (place, object, field) = (String::new(), String::new(), String::new());
+    Problem {
+        kind: ProblemKind::Broken,
+        place,
+        object,
+        field,
+        message,
+    }
+}
+
+fn at(path: &Path, line: u64, field: &str, message: String) -> Problem {
+    let file = path
+        .file_name()
+        .unwrap_or(path.as_os_str())
+        .to_string_lossy();
+    let place = if line == 0 {
+        file.into_owned()
+    } else {
+        format!("{file}:{line}")
+    };
+    Problem {
+        place,
+        field: field.to_owned(),
+        ..broken(message)
+    }
+}
+
+fn list(directory: &Path) -> io::Result<BTreeMap<PathBuf, Stamp>> {
+    use std::os::unix::fs::MetadataExt;
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let yaml = path
+            .extension()
+            .is_some_and(|extension| extension == "yaml" || extension == "yml");
+        if !yaml || name.starts_with(['.', '#']) {
+            continue;
+        }
+        // Through symlinks. A file that went since is not there.
+        if let Ok(metadata) = fs::metadata(&path)
+            && metadata.is_file()
+        {
+            found.insert(path, (metadata.modified()?, metadata.len(), metadata.ino()));
+        }
+    }
+    Ok(found)
+}
+
+fn read(path: &Path, own: &ClusterName, tls: Option<&TlsPaths>) -> Result<LinkSpec, Problem> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| at(path, 0, "", format!("cannot be read: {error}")))?;
+    let options = serde_saphyr::options! { with_snippet: false };
+    let document: Document =
+        serde_saphyr::from_str_with_options(&text, options).map_err(|error| {
+            let message = error
+                .without_snippet()
+                .render_with_formatter(&UserMessageFormatter);
+            let end = message.find(" at line ").unwrap_or(message.len());
+            let line = error.location().map_or(1, |at| at.line());
+            at(
+                path,
+                line,
+                "",
+                message[..end].trim_end_matches([':', ' ']).to_owned(),
+            )
+        })?;
+    let wrong = |line: u64, field: &str, message: String| Err(at(path, line, field, message));
+    let (version, kind) = (&document.api_version, &document.kind);
+    if version.value != "mesh.isthmus.dev/v1alpha1" {
+        let message = format!("{:?} is not mesh.isthmus.dev/v1alpha1", version.value);
+        return wrong(version.referenced.line(), "apiVersion", message);
+    }
+    if kind.value != "ClusterLink" {
+        return wrong(
+            kind.referenced.line(),
+            "kind",
+            format!("{:?} is not ClusterLink", kind.value),
+        );
+    }
+    let said = &document.metadata.name;
+    let name = match said.value.parse::<ClusterName>() {
+        Ok(name) if name == *own => {
+            let message = format!("\"{name}\" is this cluster itself: a link's name is its peer's");
+            return wrong(said.referenced.line(), "metadata.name", message);
+        }
+        Ok(name) => name,
+        Err(error) => return wrong(said.referenced.line(), "metadata.name", error.to_string()),
+    };
+    let id = match &document.spec.id {
+        None => None,
+        Some(said) => match u16::try_from(said.value)
+            .ok()
+            .and_then(|id| ClusterId::try_from(id).ok())
+        {
+            Some(id) => Some(id),
+            None => {
+                return wrong(
+                    said.referenced.line(),
+                    "spec.id",
+                    format!("{} is not 1..511", said.value),
+                );
+            }
+        },
+    };
+    let mut endpoints = Vec::new();
+    for (n, said) in document.spec.endpoints.value.iter().enumerate() {
+        match said.value.parse::<MeshEndpoint>() {
+            Ok(endpoint @ MeshEndpoint::Tcp { .. }) => endpoints.push(endpoint),
+            Ok(MeshEndpoint::Unix(_)) => {
+                let message = "a peer is reached over the network: write HOST:PORT".to_owned();
+                return wrong(
+                    said.referenced.line(),
+                    &format!("spec.endpoints[{n}]"),
+                    message,
+                );
+            }
+            Err(message) => {
+                return wrong(
+                    said.referenced.line(),
+                    &format!("spec.endpoints[{n}]"),
+                    message,
+                );
+            }
+        }
+    }
+    if endpoints.is_empty() {
+        let line = document.spec.endpoints.referenced.line();
+        return wrong(
+            line,
+            "spec.endpoints",
+            "is empty: write at least one HOST:PORT".to_owned(),
+        );
+    }
+    let base = path.parent().unwrap_or(Path::new("."));
+    let own_tls = |files: TlsFiles| TlsPaths {
+        ca: base.join(files.ca),
+        cert: base.join(files.cert),
+        key: base.join(files.key),
+    };
+    let Some(tls) = document.spec.tls.map(own_tls).or_else(|| tls.cloned()) else {
+        return wrong(
+            0,
+            "spec.tls",
+            "is missing, and the mesh server has no --tls-ca, --tls-cert and --tls-key".to_owned(),
+        );
+    };
+    Ok(LinkSpec {
+        name,
+        id,
+        endpoints,
+        tls,
+        file: path.to_owned(),
+    })
+}
+
+/// Keeps a task for each link, as the directory says, until `shutdown`. Returns what is wrong with the files.
+pub fn spawn(
+    mut links: Links,
+    hub: HubHandle,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+) -> watch::Receiver<Vec<Problem>> {
+    let (problems, receiver) = watch::channel(Vec::new());
+    let tracker = tasks.clone();
+    tasks.spawn(async move {
+        let mut running: BTreeMap<ClusterName, (Arc<LinkSpec>, CancellationToken)> =
+            BTreeMap::new();
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while shutdown.run_until_cancelled(look.tick()).await.is_some() {
+            let looked = tokio::task::spawn_blocking(move || (links.look(), links)).await;
+            let Ok((wanted, returned)) = looked else {
+                return;
+            };
+            links = returned;
+            let Some(wanted) = wanted else { continue };
+            for problem in &wanted.problems {
+                tracing::error!("link {problem}");
+            }
+            problems.send_replace(wanted.problems.clone());
+            running.retain(|name, (spec, stop)| {
+                let stays = wanted.links.get(name) == Some(spec);
+                if !stays {
+                    stop.cancel();
+                }
+                stays
+            });
+            let pinned = wanted
+                .links
+                .iter()
+                .map(|(name, spec)| (name.clone(), spec.id))
+                .collect();
+            hub.set_links(pinned, wanted.complete).await;
+            for (name, spec) in wanted.links {
+                running.entry(name).or_insert_with(|| {
+                    let stop = shutdown.child_token();
+                    tracker.spawn(link::run(spec.clone(), hub.clone(), stop.clone()));
+                    (spec, stop)
+                });
+            }
+        }
+    });
+    receiver
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+    use super::*;
+
+    fn link(name: &str, rest: &str) -> String {
+        format!(
+            "apiVersion: mesh.isthmus.dev/v1alpha1\nkind: ClusterLink\nmetadata: {{name: {name}}}\nspec:\n  {rest}\n  \
+             tls: {{ca: ca.crt, cert: client.crt, key: client.key}}\n"
+        )
+    }
+
+    #[test]
+    fn files_are_followed_and_what_is_broken_leaves_the_last_good() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("west.yaml");
+        let mut links = Links::new(directory.path().to_owned(), "east".parse().unwrap(), None);
+        assert_eq!(
+            links.look().unwrap(),
+            Wanted {
+                complete: true,
+                ..Wanted::default()
+            }
+        );
+        assert_eq!(links.look(), None);
+        fs::write(
+            &path,
+            link("west", "id: 2\n  endpoints: [\"mesh.west.example:4260\"]"),
+        )
+        .unwrap();
+        let wanted = links.look().unwrap();
+        let spec = &wanted.links[&"west".parse().unwrap()];
+        assert_eq!(spec.tls.ca, directory.path().join("ca.crt"));
+        assert_eq!(
+            (spec.id.map(ClusterId::get), spec.endpoints[0].to_string()),
+            (Some(2), "mesh.west.example:4260".to_owned())
+        );
+        assert_eq!(wanted.problems, []);
+
+        fs::write(
+            &path,
+            link("west", "id: 2\n  endpoints: [\"mesh.west.example:426000\"]"),
+        )
+        .unwrap();
+        let broken = links.look().unwrap();
+        assert_eq!(broken.links, wanted.links);
+        let problem = broken.problems[0].to_string();
+        assert!(
+            problem
+                .starts_with("west.yaml:6: spec.endpoints[0]: \"mesh.west.example:426000\" is no"),
+            "{problem}"
+        );
+        assert!(
+            problem.ends_with("the last good version stays"),
+            "{problem}"
+        );
+
+        fs::remove_file(&path).unwrap();
+        let wanted = links.look().unwrap();
+        assert!(wanted.links.is_empty() && wanted.complete);
+
+        drop(directory);
+        let wanted = links.look().unwrap();
+        assert!(!wanted.complete);
+        assert_eq!(links.look(), None);
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let put = |file: &str, text: String| fs::write(directory.path().join(file), text).unwrap();
+        put("a.yaml", link("west", "id: 2\n  endpoints: [\"a:1\"]"));
+        put("b.yaml", link("west", "endpoints: [\"b:1\"]"));
+        put("c.yaml", link("lab2", "id: 2\n  endpoints: [\"c:1\"]"));
+        put("d.yaml", link("east", "endpoints: [\"d:1\"]"));
+        put("e.yaml", link("north", "endpoints: []"));
+        put("f.yaml", link("north", "endpoint: x"));
+        put("g.yaml", link("north", "id: 512\n  endpoints: [\"g:1\"]"));
+        put(".h.yaml", "nonsense".to_owned());
+        let mut links = Links::new(directory.path().to_owned(), "east".parse().unwrap(), None);
+        let wanted = links.look().unwrap();
+        assert_eq!(wanted.links.len(), 1);
+        assert!(!wanted.complete);
+        let said: Vec<String> = wanted.problems.iter().map(Problem::to_string).collect();
+        assert_eq!(said.len(), 6, "{said:#?}");
+        for words in [
+            "b.yaml: metadata.name: links \"west\", as ",
+            "c.yaml: spec.id: cluster id 2 is taken: \"west\" and \"lab2\" both use it",
+            "d.yaml:3: metadata.name: \"east\" is this cluster itself",
+            "e.yaml:5: spec.endpoints: is empty",
+            "f.yaml:5: ",
+            "g.yaml:5: spec.id: 512 is not 1..511",
+        ] {
+            assert!(
+                said.iter().any(|problem| problem.starts_with(words)),
+                "{words} in {said:#?}"
+            );
+        }
+    }
+}

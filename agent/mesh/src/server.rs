@@ -1,0 +1,205 @@
+//! What a mesh server serves: the Watch stream, over mTLS to peers and agents, over a unix socket to this host's agents.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use isthmus_core::mesh::{ConsumerHello, Fault, Role, Watcher};
+use isthmus_proto::mesh::v1::mesh_server::{Mesh, MeshServer};
+use isthmus_proto::mesh::v1::watch_request::Message;
+use isthmus_proto::mesh::v1::{WatchRequest, WatchResponse};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::hub::HubHandle;
+use crate::{certs, wire};
+
+mod listen;
+
+pub use listen::{Listen, ListenError, serve};
+
+/// Streams at once.
+const STREAMS_MAX: usize = 4096;
+/// Messages of one stream that wait to be sent. What changes meanwhile is folded, not queued.
+const OUTBOUND_MAX: usize = 4;
+/// For a consumer's hello.
+const GREETING: Duration = Duration::from_secs(3);
+
+/// How a consumer came.
+#[derive(Clone, Debug)]
+pub enum Visitor {
+    /// Over mTLS: the DNS names of its certificate.
+    Certified {
+        names: Arc<[String]>,
+        from: SocketAddr,
+    },
+    /// Over this host's unix socket: whoever may open it is this host's.
+    Host,
+}
+
+impl Visitor {
+    /// # Errors
+    /// The hello says what the certificate does not.
+    fn prove(&self, hello: &ConsumerHello) -> Result<(), String> {
+        let cluster = &hello.cluster;
+        match (self, hello.role) {
+            (Self::Host, Role::Agent) => Ok(()),
+            (Self::Host, Role::MeshServer) => {
+                Err("a peer's mesh server comes over the network, with its certificate".to_owned())
+            }
+            (Self::Certified { names, .. }, role) => {
+                let (what, wanted) = match role {
+                    Role::MeshServer => ("the mesh server", certs::mesh_name(&cluster.name)),
+                    Role::Agent => ("an agent", certs::agent_name(&cluster.name)),
+                };
+                if names.contains(&wanted) {
+                    return Ok(());
+                }
+                let shown = if names.is_empty() {
+                    "nobody by name".to_owned()
+                } else {
+                    names.join(", ")
+                };
+                Err(format!(
+                    "who comes as {what} of cluster \"{}\" needs a certificate for {wanted}; this one is for {shown}",
+                    cluster.name
+                ))
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Service {
+    hub: HubHandle,
+    streams: Arc<Semaphore>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+#[tonic::async_trait]
+impl Mesh for Service {
+    type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
+
+    async fn watch(
+        &self,
+        request: Request<Streaming<WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let Ok(permit) = Arc::clone(&self.streams).try_acquire_owned() else {
+            return Err(Status::unavailable(format!(
+                "{STREAMS_MAX} streams are open, no more are taken"
+            )));
+        };
+        let visitor = request.extensions().get::<Visitor>().cloned();
+        let visitor = visitor.ok_or_else(|| Status::internal("a connection of unknown origin"))?;
+        let mut inbound = request.into_inner();
+        let hello = timeout(GREETING, inbound.message()).await;
+        let hello = hello.map_err(|_| Status::invalid_argument("no hello came"))??;
+        let Some(Message::Hello(hello)) = hello.and_then(|said| said.message) else {
+            return Err(Status::invalid_argument(
+                "the stream did not begin with a hello",
+            ));
+        };
+        let hello = wire::consumer_hello(hello)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if let Err(words) = visitor.prove(&hello) {
+            tracing::warn!(cluster = %hello.cluster, ?visitor, words, "a consumer is turned down");
+            return Err(Status::permission_denied(words));
+        }
+        let refused = |fault: Fault| {
+            tracing::warn!(cluster = %hello.cluster, error = %fault, "a consumer is turned down");
+            Status::failed_precondition(fault.to_string())
+        };
+        let views = self.hub.views();
+        let watcher =
+            Watcher::new(hello.clone(), &views.borrow(), Instant::now()).map_err(refused)?;
+        self.hub.admit(hello.clone()).await.map_err(refused)?;
+        tracing::info!(cluster = %hello.cluster, role = ?hello.role, node = hello.node, "a consumer watches");
+        let (sender, receiver) = mpsc::channel(OUTBOUND_MAX);
+        let session = Session {
+            watcher,
+            inbound,
+            sender,
+            views,
+            shutdown: self.shutdown.clone(),
+        };
+        let hub = self.hub.clone();
+        self.tasks.spawn(async move {
+            let why = session.run().await;
+            tracing::info!(cluster = %hello.cluster, role = ?hello.role, node = hello.node, why, "a consumer is gone");
+            hub.leave(hello).await;
+            drop::<OwnedSemaphorePermit>(permit);
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+/// One consumer's stream.
+struct Session {
+    watcher: Watcher,
+    inbound: Streaming<WatchRequest>,
+    sender: mpsc::Sender<Result<WatchResponse, Status>>,
+    views: tokio::sync::watch::Receiver<isthmus_core::mesh::View>,
+    shutdown: CancellationToken,
+}
+
+impl Session {
+    /// Returns why it ended.
+    async fn run(mut self) -> &'static str {
+        // Nothing to say until the next view or deadline.
+        let mut idle = false;
+        loop {
+            let deadline = self.watcher.next_deadline(&self.views.borrow());
+            tokio::select! {
+                () = self.shutdown.cancelled() => {
+                    let _ = self.sender.try_send(Err(Status::unavailable("the mesh server stops")));
+                    return "the mesh server stops";
+                }
+                // Room first, then the message: what is said is of this moment.
+                permit = self.sender.reserve(), if !idle => {
+                    let Ok(permit) = permit else { return "it closed the stream" };
+                    let view = self.views.borrow_and_update().clone();
+                    match self.watcher.poll(&view, Instant::now()) {
+                        Some(said) => permit.send(Ok(wire::say(said))),
+                        None => idle = true,
+                    }
+                }
+                changed = self.views.changed(), if idle => {
+                    if changed.is_err() {
+                        return "the mesh server stops";
+                    }
+                    idle = false;
+                }
+                said = self.inbound.message() => match said {
+                    Ok(Some(WatchRequest { message: Some(Message::Heartbeat(_)) })) => self.watcher.heard(Instant::now()),
+                    Ok(Some(_)) => {
+                        let _ = self.sender.try_send(Err(Status::invalid_argument("only heartbeats follow a hello")));
+                        return "it broke the protocol";
+                    }
+                    Ok(None) | Err(_) => return "it closed the stream",
+                },
+                () = tokio::time::sleep_until(deadline.into()) => {
+                    if self.watcher.is_deserted(Instant::now()) {
+                        return "its heartbeat timed out";
+                    }
+                    idle = false;
+                }
+            }
+        }
+    }
+}
+
+fn service(hub: HubHandle, tasks: TaskTracker, shutdown: CancellationToken) -> MeshServer<Service> {
+    let service = Service {
+        hub,
+        streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+        tasks,
+        shutdown,
+    };
+    // A hello names one position for each of 511 clusters.
+    MeshServer::new(service).max_decoding_message_size(256 * 1024)
+}

@@ -1,0 +1,553 @@
+//! Between the protocol's messages and the model's rows. What comes from a socket is checked field by field here, and
+//! nowhere after.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use isthmus_core::mesh::{
+    Cluster, ConsumerHello, Epoch, FromServer, HearsUs, Held, LinkState, PeerReport, PeerSilence,
+    Position, Role, Sequenced, ServerHello,
+};
+use isthmus_core::model::{
+    Address, Affinity, ClusterId, Condition, EndpointKey, EndpointPort, EndpointRow, ObjectName,
+    PortRow, Protocol, RowChange, ServiceRow,
+};
+use isthmus_proto::mesh::v1 as proto;
+
+/// A message that says what it may not, by the field.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("a message with a wrong or missing `{0}`")]
+pub struct Malformed(pub &'static str);
+
+type Result<T> = std::result::Result<T, Malformed>;
+
+/// Longest name, reason or zone that is taken from a peer: Kubernetes' own limits, with room.
+const TEXT_MAX: usize = 1024;
+/// Most ports of one service or endpoint.
+const PORTS_MAX: usize = 1024;
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn millis32(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+fn text(text: String, field: &'static str) -> Result<Arc<str>> {
+    if text.len() > TEXT_MAX {
+        Err(Malformed(field))
+    } else {
+        Ok(text.into())
+    }
+}
+
+fn id(number: u32) -> Result<ClusterId> {
+    u16::try_from(number)
+        .ok()
+        .and_then(|id| id.try_into().ok())
+        .ok_or(Malformed("cluster_id"))
+}
+
+fn cluster(name: &str, number: u32) -> Result<Cluster> {
+    Ok(Cluster {
+        name: name.parse().map_err(|_| Malformed("cluster_name"))?,
+        id: id(number)?,
+    })
+}
+
+fn position(said: proto::Position) -> Position {
+    Position {
+        epoch: Epoch(said.epoch),
+        revision: said.revision,
+        digest: said.digest,
+    }
+}
+
+fn say_position(position: Position) -> proto::Position {
+    proto::Position {
+        epoch: position.epoch.0,
+        revision: position.revision,
+        digest: position.digest,
+    }
+}
+
+#[must_use]
+pub fn say_consumer_hello(hello: &ConsumerHello) -> proto::WatchRequest {
+    let held = hello.held.iter().map(|held| proto::Held {
+        cluster_id: held.cluster.id.get().into(),
+        cluster_name: held.cluster.name.to_string(),
+        position: Some(say_position(held.position)),
+    });
+    let hello = proto::ConsumerHello {
+        cluster_name: hello.cluster.name.to_string(),
+        cluster_id: hello.cluster.id.get().into(),
+        role: match hello.role {
+            Role::MeshServer => proto::Role::MeshServer,
+            Role::Agent => proto::Role::Agent,
+        }
+        .into(),
+        node: hello.node.clone(),
+        capabilities: Vec::new(),
+        held: held.collect(),
+        stale_after_ms: hello.stale_after.map_or(0, millis32),
+        versions: hello.versions.clone(),
+    };
+    proto::WatchRequest {
+        message: Some(proto::watch_request::Message::Hello(hello)),
+    }
+}
+
+#[must_use]
+pub fn say_alive() -> proto::WatchRequest {
+    proto::WatchRequest {
+        message: Some(proto::watch_request::Message::Heartbeat(
+            proto::Heartbeat::default(),
+        )),
+    }
+}
+
+/// # Errors
+/// The message is malformed.
+pub fn consumer_hello(said: proto::ConsumerHello) -> Result<ConsumerHello> {
+    let held = said.held.into_iter().map(|held| {
+        let position = position(held.position.ok_or(Malformed("held.position"))?);
+        Ok(Held {
+            cluster: cluster(&held.cluster_name, held.cluster_id)?,
+            position,
+        })
+    });
+    Ok(ConsumerHello {
+        cluster: cluster(&said.cluster_name, said.cluster_id)?,
+        role: match proto::Role::try_from(said.role) {
+            Ok(proto::Role::MeshServer) => Role::MeshServer,
+            Ok(proto::Role::Agent) => Role::Agent,
+            Ok(proto::Role::Unspecified) | Err(_) => return Err(Malformed("role")),
+        },
+        node: text(said.node, "node")?.to_string(),
+        held: held.collect::<Result<_>>()?,
+        stale_after: (said.stale_after_ms > 0)
+            .then(|| Duration::from_millis(said.stale_after_ms.into())),
+        versions: said.versions,
+    })
+}
+
+#[must_use]
+pub fn say(said: Sequenced) -> proto::WatchResponse {
+    use proto::watch_response::Message;
+    let message = match said.message {
+        FromServer::Hello(hello) => Message::Hello(proto::ServerHello {
+            cluster_name: hello.cluster.name.to_string(),
+            cluster_id: hello.cluster.id.get().into(),
+            epoch: hello.epoch.0,
+            capabilities: Vec::new(),
+            heartbeat_ms: millis32(hello.heartbeat),
+            version: hello.version,
+        }),
+        FromServer::Start { cluster, resumed } => Message::Start(proto::ClusterStart {
+            cluster_id: cluster.id.get().into(),
+            cluster_name: cluster.name.to_string(),
+            resumed,
+        }),
+        FromServer::Rows {
+            id,
+            changes,
+            position,
+        } => Message::Rows(proto::RowBatch {
+            cluster_id: id.get().into(),
+            changes: changes.into_iter().map(say_change).collect(),
+            position: position.map(say_position),
+        }),
+        FromServer::Complete { id, position } => Message::Complete(proto::ClusterComplete {
+            cluster_id: id.get().into(),
+            position: Some(say_position(position)),
+        }),
+        FromServer::Peers(peers) => Message::Peers(proto::PeerList {
+            peers: peers.into_iter().map(say_peer).collect(),
+        }),
+        FromServer::Heartbeat(silences) => Message::Heartbeat(proto::Heartbeat {
+            peers: silences.into_iter().map(say_silence).collect(),
+        }),
+    };
+    proto::WatchResponse {
+        sequence: said.sequence,
+        message: Some(message),
+    }
+}
+
+/// # Errors
+/// The message is malformed.
+pub fn hear(said: proto::WatchResponse) -> Result<Sequenced> {
+    use proto::watch_response::Message;
+    let message = match said.message.ok_or(Malformed("message"))? {
+        Message::Hello(hello) => FromServer::Hello(ServerHello {
+            cluster: cluster(&hello.cluster_name, hello.cluster_id)?,
+            epoch: Epoch(hello.epoch),
+            heartbeat: Duration::from_millis(hello.heartbeat_ms.into()),
+            version: hello.version,
+        }),
+        Message::Start(start) => FromServer::Start {
+            cluster: cluster(&start.cluster_name, start.cluster_id)?,
+            resumed: start.resumed,
+        },
+        Message::Rows(rows) => FromServer::Rows {
+            id: id(rows.cluster_id)?,
+            changes: rows
+                .changes
+                .into_iter()
+                .map(change)
+                .collect::<Result<_>>()?,
+            position: rows.position.map(position),
+        },
+        Message::Complete(complete) => FromServer::Complete {
+            id: id(complete.cluster_id)?,
+            position: position(complete.position.ok_or(Malformed("position"))?),
+        },
+        Message::Peers(list) => {
+            FromServer::Peers(list.peers.into_iter().map(peer).collect::<Result<_>>()?)
+        }
+        Message::Heartbeat(heartbeat) => FromServer::Heartbeat(
+            heartbeat
+                .peers
+                .into_iter()
+                .map(silence)
+                .collect::<Result<_>>()?,
+        ),
+    };
+    Ok(Sequenced {
+        sequence: said.sequence,
+        message,
+    })
+}
+
+fn say_silence(silence: PeerSilence) -> proto::PeerSilence {
+    proto::PeerSilence {
+        cluster_id: silence.id.get().into(),
+        witnessed_ms: millis(silence.witnessed),
+        last_word_ms: silence.last_word.map(millis),
+    }
+}
+
+fn silence(said: proto::PeerSilence) -> Result<PeerSilence> {
+    Ok(PeerSilence {
+        id: id(said.cluster_id)?,
+        witnessed: Duration::from_millis(said.witnessed_ms),
+        last_word: said.last_word_ms.map(Duration::from_millis),
+    })
+}
+
+fn say_peer(peer: PeerReport) -> proto::Peer {
+    let (last_error, last_error_age) = peer.last_error.unwrap_or_default();
+    proto::Peer {
+        name: peer.name.to_string(),
+        cluster_id: peer.id.map_or(0, |id| id.get().into()),
+        state: match peer.state {
+            LinkState::Connecting => proto::LinkState::Connecting,
+            LinkState::Connected => proto::LinkState::Connected,
+            LinkState::Refused => proto::LinkState::Refused,
+        }
+        .into(),
+        state_age_ms: millis(peer.state_age),
+        hears_us: match peer.hears_us {
+            HearsUs::Unknown => proto::HearsUs::Unspecified,
+            HearsUs::Yes => proto::HearsUs::Yes,
+            HearsUs::No => proto::HearsUs::No,
+        }
+        .into(),
+        hears_us_age_ms: millis(peer.hears_us_age),
+        last_error,
+        last_error_age_ms: millis(last_error_age),
+        tries: peer.tries,
+        endpoint: peer.endpoint,
+        refused_rows: peer.refused_rows,
+    }
+}
+
+fn peer(said: proto::Peer) -> Result<PeerReport> {
+    let error = (!said.last_error.is_empty()).then_some(said.last_error);
+    Ok(PeerReport {
+        name: said.name.parse().map_err(|_| Malformed("peer.name"))?,
+        id: if said.cluster_id == 0 {
+            None
+        } else {
+            Some(id(said.cluster_id)?)
+        },
+        state: match proto::LinkState::try_from(said.state) {
+            Ok(proto::LinkState::Connected) => LinkState::Connected,
+            Ok(proto::LinkState::Refused) => LinkState::Refused,
+            _ => LinkState::Connecting,
+        },
+        state_age: Duration::from_millis(said.state_age_ms),
+        hears_us: match proto::HearsUs::try_from(said.hears_us) {
+            Ok(proto::HearsUs::Yes) => HearsUs::Yes,
+            Ok(proto::HearsUs::No) => HearsUs::No,
+            _ => HearsUs::Unknown,
+        },
+        hears_us_age: Duration::from_millis(said.hears_us_age_ms),
+        last_error: error.map(|text| (text, Duration::from_millis(said.last_error_age_ms))),
+        tries: said.tries,
+        endpoint: said.endpoint,
+        refused_rows: said.refused_rows,
+    })
+}
+
+fn say_name(name: &ObjectName) -> proto::ObjectName {
+    proto::ObjectName {
+        namespace: name.namespace.to_string(),
+        name: name.name.to_string(),
+    }
+}
+
+fn name(said: Option<proto::ObjectName>) -> Result<ObjectName> {
+    let said = said.ok_or(Malformed("name"))?;
+    if said.namespace.is_empty() || said.name.is_empty() {
+        return Err(Malformed("name"));
+    }
+    Ok(ObjectName {
+        namespace: text(said.namespace, "namespace")?,
+        name: text(said.name, "name")?,
+    })
+}
+
+fn say_protocol(protocol: Protocol) -> i32 {
+    match protocol {
+        Protocol::Tcp => proto::Protocol::Tcp,
+        Protocol::Udp => proto::Protocol::Udp,
+        Protocol::Sctp => proto::Protocol::Sctp,
+    }
+    .into()
+}
+
+fn protocol(said: i32) -> Result<Protocol> {
+    match proto::Protocol::try_from(said) {
+        Ok(proto::Protocol::Tcp) => Ok(Protocol::Tcp),
+        Ok(proto::Protocol::Udp) => Ok(Protocol::Udp),
+        Ok(proto::Protocol::Sctp) => Ok(Protocol::Sctp),
+        Ok(proto::Protocol::Unspecified) | Err(_) => Err(Malformed("protocol")),
+    }
+}
+
+fn port(number: u32) -> Result<u16> {
+    u16::try_from(number)
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or(Malformed("port"))
+}
+
+fn say_key(key: &EndpointKey) -> proto::EndpointKey {
+    let address = match key.address.v4() {
+        Some(v4) => v4.octets().to_vec(),
+        None => key.address.octets().to_vec(),
+    };
+    proto::EndpointKey {
+        service: Some(say_name(&key.service)),
+        address,
+    }
+}
+
+fn key(said: Option<proto::EndpointKey>) -> Result<EndpointKey> {
+    let said = said.ok_or(Malformed("key"))?;
+    let v4 = <[u8; 4]>::try_from(said.address.as_slice())
+        .map(|octets| Address::from(Ipv4Addr::from(octets)));
+    let address = v4.or_else(|_| {
+        let octets =
+            <[u8; 16]>::try_from(said.address.as_slice()).map_err(|_| Malformed("address"))?;
+        // One address, one form: a mapped IPv4 address has 4 bytes.
+        if Ipv6Addr::from(octets).to_ipv4_mapped().is_some() {
+            return Err(Malformed("address"));
+        }
+        Ok(Address::from_octets(octets))
+    })?;
+    Ok(EndpointKey {
+        service: name(said.service)?,
+        address,
+    })
+}
+
+fn say_change(change: RowChange) -> proto::RowChange {
+    use proto::row_change::Change;
+    let change = match change {
+        RowChange::Service(row) => Change::Service(proto::Service {
+            name: Some(say_name(&row.name)),
+            ports: row.ports.iter().map(say_service_port).collect(),
+            global: row.global,
+            shared: row.shared,
+        }),
+        RowChange::ServiceGone(name) => Change::ServiceGone(say_name(&name)),
+        RowChange::Endpoint(row) => Change::Endpoint(proto::Endpoint {
+            key: Some(say_key(&row.key())),
+            ports: row.ports.iter().map(say_endpoint_port).collect(),
+            condition: match row.condition {
+                Condition::Ready => proto::Condition::Ready,
+                Condition::ServingTerminating => proto::Condition::ServingTerminating,
+                Condition::NotReady => proto::Condition::NotReady,
+            }
+            .into(),
+            reason: row.reason.to_string(),
+            node: row.node.to_string(),
+            zone: row.zone.to_string(),
+        }),
+        RowChange::EndpointGone(key) => Change::EndpointGone(say_key(&key)),
+    };
+    proto::RowChange {
+        change: Some(change),
+    }
+}
+
+fn say_service_port(row: &PortRow) -> proto::ServicePort {
+    proto::ServicePort {
+        name: row.name.to_string(),
+        protocol: say_protocol(row.protocol),
+        port: row.port.into(),
+    }
+}
+
+fn say_endpoint_port(row: &EndpointPort) -> proto::EndpointPort {
+    proto::EndpointPort {
+        name: row.name.to_string(),
+        protocol: say_protocol(row.protocol),
+        port: row.port.into(),
+    }
+}
+
+fn change(said: proto::RowChange) -> Result<RowChange> {
+    use proto::row_change::Change;
+    Ok(match said.change.ok_or(Malformed("change"))? {
+        Change::Service(said) => RowChange::Service(Arc::new(service(said)?)),
+        Change::ServiceGone(said) => RowChange::ServiceGone(name(Some(said))?),
+        Change::Endpoint(said) => RowChange::Endpoint(Arc::new(endpoint(said)?)),
+        Change::EndpointGone(said) => RowChange::EndpointGone(key(Some(said))?),
+    })
+}
+
+fn service(said: proto::Service) -> Result<ServiceRow> {
+    if said.ports.len() > PORTS_MAX {
+        return Err(Malformed("ports"));
+    }
+    let ports = said.ports.into_iter().map(|said| {
+        let name = text(said.name, "port.name")?;
+        Ok(PortRow {
+            name,
+            protocol: protocol(said.protocol)?,
+            port: port(said.port)?,
+        })
+    });
+    Ok(ServiceRow {
+        name: name(said.name)?,
+        addresses: Vec::new(),
+        ports: ports.collect::<Result<_>>()?,
+        global: said.global,
+        shared: said.global && said.shared,
+        affinity: Affinity::None,
+    })
+}
+
+fn endpoint(said: proto::Endpoint) -> Result<EndpointRow> {
+    if said.ports.len() > PORTS_MAX {
+        return Err(Malformed("ports"));
+    }
+    let ports = said.ports.into_iter().map(|said| {
+        let name = text(said.name, "port.name")?;
+        Ok(EndpointPort {
+            name,
+            protocol: protocol(said.protocol)?,
+            port: port(said.port)?,
+        })
+    });
+    let mut ports: Vec<EndpointPort> = ports.collect::<Result<_>>()?;
+    ports.sort();
+    ports.dedup();
+    let key = key(said.key)?;
+    Ok(EndpointRow {
+        service: key.service,
+        address: key.address,
+        ports,
+        condition: match proto::Condition::try_from(said.condition) {
+            Ok(proto::Condition::Ready) => Condition::Ready,
+            Ok(proto::Condition::ServingTerminating) => Condition::ServingTerminating,
+            Ok(proto::Condition::NotReady) => Condition::NotReady,
+            Ok(proto::Condition::Unspecified) | Err(_) => return Err(Malformed("condition")),
+        },
+        reason: text(said.reason, "reason")?,
+        node: text(said.node, "node")?,
+        zone: text(said.zone, "zone")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+    use super::*;
+
+    fn rows() -> Vec<RowChange> {
+        let name = ObjectName::new("production", "backend");
+        let service = ServiceRow {
+            name: name.clone(),
+            addresses: vec![],
+            ports: vec![PortRow {
+                name: "http".into(),
+                protocol: Protocol::Udp,
+                port: 65535,
+            }],
+            global: true,
+            shared: true,
+            affinity: Affinity::None,
+        };
+        let endpoint = |address: &str| EndpointRow {
+            service: name.clone(),
+            address: address.parse().unwrap(),
+            ports: vec![EndpointPort {
+                name: "http".into(),
+                protocol: Protocol::Sctp,
+                port: 1,
+            }],
+            condition: Condition::ServingTerminating,
+            reason: "terminating".into(),
+            node: "west-1".into(),
+            zone: "a".into(),
+        };
+        let (v4, v6) = (endpoint("10.0.0.1"), endpoint("fd00::1"));
+        vec![
+            RowChange::EndpointGone(v4.key()),
+            RowChange::EndpointGone(v6.key()),
+            RowChange::Endpoint(Arc::new(v4)),
+            RowChange::Endpoint(Arc::new(v6)),
+            RowChange::Service(Arc::new(service)),
+            RowChange::ServiceGone(name.clone()),
+        ]
+    }
+
+    #[test]
+    fn rows_cross_unchanged() {
+        for row in rows() {
+            assert_eq!(change(say_change(row.clone())), Ok(row));
+        }
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        let mut said = say_change(rows().remove(2));
+        let Some(proto::row_change::Change::Endpoint(row)) = &mut said.change else {
+            unreachable!()
+        };
+        row.ports[0].port = 70_000;
+        assert_eq!(change(said.clone()).unwrap_err(), Malformed("port"));
+        let Some(proto::row_change::Change::Endpoint(row)) = &mut said.change else {
+            unreachable!()
+        };
+        row.ports.clear();
+        row.key.as_mut().unwrap().address = Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets().to_vec();
+        assert_eq!(change(said).unwrap_err(), Malformed("address"));
+        assert_eq!(
+            hear(proto::WatchResponse::default()).unwrap_err(),
+            Malformed("message")
+        );
+        let said = proto::ConsumerHello {
+            cluster_name: "west".into(),
+            cluster_id: 512,
+            ..Default::default()
+        };
+        assert_eq!(consumer_hello(said).unwrap_err(), Malformed("cluster_id"));
+    }
+}

@@ -7,6 +7,7 @@ mod cgroup;
 mod plan;
 mod sys;
 mod tables;
+pub mod trivial;
 
 use std::fs::{self, File};
 use std::io;

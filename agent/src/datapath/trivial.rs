@@ -70,9 +70,8 @@ impl Program {
     /// As [`Datapath::open`].
     pub fn forgetful(datapath: &Datapath) -> Result<Vec<Self>, DatapathError> {
         let mut plan = datapath.plan.clone();
-        let sockets = |map: &&mut super::MapPlan| {
-            map.name == "sockets" && map.lifetime == Lifetime::Node
-        };
+        let sockets =
+            |map: &&mut super::MapPlan| map.name == "sockets" && map.lifetime == Lifetime::Node;
         if let Some(map) = plan.maps.iter_mut().find(sockets) {
             map.max_entries = Some(1);
             map.pin = plan.version_dir.join("sockets-none");

@@ -107,6 +107,8 @@ pub struct DesiredPort {
     pub frontends: Vec<Frontend>,
     /// For backends that are kept on trust: see [`assumed`].
     pub affinity: Affinity,
+    /// May hold backends of other clusters: those kept on trust stay only then.
+    pub global: bool,
     /// Sorted, without repeats.
     pub backends: Vec<(BackendKey, Rank)>,
 }
@@ -193,6 +195,7 @@ pub fn service(here: Here, group: ServiceGroup<'_>) -> DesiredService {
                     key,
                     frontends: vec![frontend],
                     affinity: row.affinity,
+                    global: row.global,
                     backends: vec![],
                 }),
             }

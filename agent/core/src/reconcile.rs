@@ -11,7 +11,38 @@
 //!   dropped.
 //! - *Faults stay where they are.* Each piece of work retries by itself with backoff; a round is bounded by its writes.
 //!
-//! The caller owns time and threads: see [`Reconciler::step`].
+//! The caller owns time and threads:
+//!
+//! ```
+//! # use std::time::Instant;
+//! # use isthmus_core::{desired::*, model::*, reconcile::*, store::*, table::*};
+//! # let sizes = Sizes { frontends: 8, services: 8, slots: 64, backends: 8 };
+//! # let memory = MemoryTable::new(MemoryMaps::new(sizes));
+//! # let cluster = ClusterId::try_from(1)?;
+//! # let batch = Batch::default();
+//! let mut store = Store::new();
+//! let here = Here { cluster, programmed: Programmed::All };
+//! // A grace period has passed since the last writer ended.
+//! let (mut reconciler, _adopted) = Reconciler::adopt(memory.tables(), cluster)?;
+//! // A source speaks:
+//! let dirty = store.apply(Owner::Local, &batch);
+//! for change in changes(here, store.now(), &dirty) {
+//!     reconciler.apply(change);
+//! }
+//! // After that, when `next_deadline` comes, and when a grace period has passed:
+//! loop {
+//!     let progress = reconciler.step(Instant::now(), 4096);
+//!     if let Some(ticket) = progress.want_grace {
+//!         // Start `membarrier` on a side thread; when it returns, `reconciler.grace_passed(ticket)`, and step again.
+//! #       reconciler.grace_passed(ticket);
+//! #       continue;
+//!     }
+//!     if progress.idle {
+//!         break;
+//!     }
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -201,6 +232,7 @@ impl Reconciler {
             let done = self.run(&work);
             self.queues.done(now, work, done);
         }
+        self.queues.shrink();
         Progress {
             writes: u32::try_from(self.writes - start).unwrap_or(u32::MAX),
             want_grace: self.grace.begin(),

@@ -12,8 +12,12 @@ use crate::model::{
     Address, Batch, ClusterId, ClusterName, EndpointRow, ObjectName, RowChange, ServiceRow,
 };
 
+mod rows;
+
 #[cfg(test)]
 mod tests;
+
+use rows::{At, Rows};
 
 /// Who said it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -32,25 +36,11 @@ pub struct PeerState {
     pub stale: bool,
 }
 
-/// Where an endpoint's row stands: services' rows lie together, then owners'.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct EndpointAt {
-    service: ObjectName,
-    owner: Owner,
-    address: Address,
-}
-
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct ServiceAt {
-    service: ObjectName,
-    owner: Owner,
-}
-
 /// All rows at one moment. A clone is O(1), may go to any thread, and never changes.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    services: OrdMap<ServiceAt, Arc<ServiceRow>>,
-    endpoints: OrdMap<EndpointAt, Arc<EndpointRow>>,
+    services: Rows<ServiceRow>,
+    endpoints: Rows<EndpointRow>,
     peers: OrdMap<ClusterId, PeerState>,
     passports: OrdSet<Owner>,
 }
@@ -136,63 +126,44 @@ impl Store {
 
     /// Applies a batch whole. Rows that equal those already here make nothing dirty.
     pub fn apply(&mut self, owner: Owner, batch: &Batch) -> Dirty {
-        let mut dirty = Dirty::default();
+        let (rows, mut dirty) = (&mut self.now, Dirty::default());
         for change in &batch.changes {
             match change {
-                RowChange::Service(row) => self.put_service(owner, row, &mut dirty),
-                RowChange::ServiceGone(name) => {
-                    if self
-                        .now
-                        .services
-                        .remove(&ServiceAt {
-                            service: name.clone(),
-                            owner,
-                        })
-                        .is_some()
-                    {
-                        dirty.whole(name);
+                RowChange::Service(row) => {
+                    if rows.services.insert(owner, row) {
+                        dirty.whole(&row.name);
                     }
                 }
-                RowChange::Endpoint(row) => self.put_endpoint(owner, row, &mut dirty),
-                RowChange::EndpointGone(key) => {
-                    let at = EndpointAt {
-                        service: key.service.clone(),
+                RowChange::ServiceGone(service) => {
+                    if rows.services.remove(At {
+                        service,
                         owner,
-                        address: key.address,
+                        address: None,
+                    }) {
+                        dirty.whole(service);
+                    }
+                }
+                RowChange::Endpoint(row) => {
+                    if rows.endpoints.insert(owner, row) {
+                        dirty.endpoint(&row.service, owner, row.address);
+                    }
+                }
+                RowChange::EndpointGone(key) => {
+                    let at = At {
+                        service: &key.service,
+                        owner,
+                        address: Some(key.address),
                     };
-                    if self.now.endpoints.remove(&at).is_some() {
+                    if rows.endpoints.remove(at) {
                         dirty.endpoint(&key.service, owner, key.address);
                     }
                 }
             }
         }
-        if batch.complete && self.now.passports.insert(owner).is_none() {
+        if batch.complete && rows.passports.insert(owner).is_none() {
             dirty.released.insert(owner);
         }
         dirty
-    }
-
-    fn put_service(&mut self, owner: Owner, row: &Arc<ServiceRow>, dirty: &mut Dirty) {
-        let at = ServiceAt {
-            service: row.name.clone(),
-            owner,
-        };
-        if self.now.services.get(&at) != Some(row) {
-            self.now.services.insert(at, row.clone());
-            dirty.whole(&row.name);
-        }
-    }
-
-    fn put_endpoint(&mut self, owner: Owner, row: &Arc<EndpointRow>, dirty: &mut Dirty) {
-        let at = EndpointAt {
-            service: row.service.clone(),
-            owner,
-            address: row.address,
-        };
-        if self.now.endpoints.get(&at) != Some(row) {
-            self.now.endpoints.insert(at, row.clone());
-            dirty.endpoint(&row.service, owner, row.address);
-        }
     }
 
     /// Says who a peer is and whether it is stale. Only staleness makes services dirty: those with rows of the peer.
@@ -205,19 +176,11 @@ impl Store {
             .insert(id, state)
             .is_some_and(|peer| peer.stale);
         if before != stale {
-            for at in self
-                .now
-                .endpoints
-                .keys()
-                .filter(|at| at.owner == Owner::Peer(id))
-            {
+            for (owner, row) in self.now.endpoints.iter() {
                 // Rows of a service lie together: one name is inserted once, not once an endpoint.
-                if dirty
-                    .services
-                    .last_key_value()
-                    .is_none_or(|(last, _)| *last != at.service)
-                {
-                    dirty.whole(&at.service);
+                let last = dirty.services.last_key_value();
+                if owner == Owner::Peer(id) && last.is_none_or(|(last, _)| *last != row.service) {
+                    dirty.whole(&row.service);
                 }
             }
         }
@@ -231,27 +194,11 @@ impl Store {
             released: BTreeSet::from([owner]),
             ..Dirty::default()
         };
-        let services: Vec<_> = self
-            .now
-            .services
-            .keys()
-            .filter(|at| at.owner == owner)
-            .cloned()
-            .collect();
-        for at in services {
-            dirty.whole(&at.service);
-            self.now.services.remove(&at);
+        for row in self.now.services.remove_owner(owner) {
+            dirty.whole(&row.name);
         }
-        let endpoints: Vec<_> = self
-            .now
-            .endpoints
-            .keys()
-            .filter(|at| at.owner == owner)
-            .cloned()
-            .collect();
-        for at in endpoints {
-            dirty.whole(&at.service);
-            self.now.endpoints.remove(&at);
+        for row in self.now.endpoints.remove_owner(owner) {
+            dirty.whole(&row.service);
         }
         self.now.peers.remove(&id);
         self.now.passports.remove(&owner);
@@ -263,10 +210,8 @@ impl Snapshot {
     /// Every service's name that any owner has a row of, in order.
     pub fn names(&self) -> impl Iterator<Item = &ObjectName> {
         let mut last = None;
-        self.services
-            .keys()
-            .map(|at| &at.service)
-            .filter(move |name| last.replace(*name) != Some(*name))
+        let names = self.services.iter().map(|(_, row)| &row.name);
+        names.filter(move |name| last.replace(*name) != Some(*name))
     }
 
     /// Everything that is said of one service.
@@ -293,10 +238,9 @@ impl Snapshot {
     /// Rows that an owner has: services, endpoints. Counts them, so O(all rows).
     #[must_use]
     pub fn count(&self, owner: Owner) -> (usize, usize) {
-        (
-            self.services.keys().filter(|at| at.owner == owner).count(),
-            self.endpoints.keys().filter(|at| at.owner == owner).count(),
-        )
+        let services = self.services.iter().filter(|(other, _)| *other == owner);
+        let endpoints = self.endpoints.iter().filter(|(other, _)| *other == owner);
+        (services.count(), endpoints.count())
     }
 }
 
@@ -321,34 +265,25 @@ impl<'a> ServiceGroup<'a> {
     /// An owner's row of the service.
     #[must_use]
     pub fn service(&self, owner: Owner) -> Option<&'a Arc<ServiceRow>> {
-        self.rows.services.get(&ServiceAt {
-            service: self.name.clone(),
+        self.rows.services.get(At {
+            service: self.name,
             owner,
+            address: None,
         })
     }
 
     /// One endpoint, in O(log n).
     #[must_use]
     pub fn endpoint(&self, owner: Owner, address: Address) -> Option<&'a Arc<EndpointRow>> {
-        self.rows.endpoints.get(&EndpointAt {
-            service: self.name.clone(),
+        self.rows.endpoints.get(At {
+            service: self.name,
             owner,
-            address,
+            address: Some(address),
         })
     }
 
     /// All endpoints, by owner and address.
     pub fn endpoints(&self) -> impl Iterator<Item = (Owner, &'a Arc<EndpointRow>)> + use<'a> {
-        let first = EndpointAt {
-            service: self.name.clone(),
-            owner: Owner::Local,
-            address: Address::from_octets([0; 16]),
-        };
-        let name = self.name;
-        self.rows
-            .endpoints
-            .range(first..)
-            .take_while(move |(at, _)| at.service == *name)
-            .map(|(at, row)| (at.owner, row))
+        self.rows.endpoints.of_service(self.name)
     }
 }

@@ -106,6 +106,8 @@ impl Reconciler {
             }
             self.put_frontend(frontend, index)?;
             if let Some(service) = self.services.get_mut(sid) {
+                // Most have one, and there are many of them.
+                service.present.reserve_exact(1);
                 service.present.push(frontend);
             }
         }

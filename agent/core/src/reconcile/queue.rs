@@ -171,6 +171,16 @@ impl Queues {
         }
     }
 
+    /// A backlog's memory is not kept for the next one.
+    pub(super) fn shrink(&mut self) {
+        if self.queued.is_empty() && self.queued.capacity() > 1024 {
+            self.queued.shrink_to_fit();
+            for lane in [&mut self.let_go, &mut self.build, &mut self.remove] {
+                lane.shrink_to_fit();
+            }
+        }
+    }
+
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.retry.first().map(|(at, _)| *at)
     }

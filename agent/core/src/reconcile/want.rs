@@ -146,6 +146,8 @@ impl Reconciler {
                 .backends
                 .binary_search_by(|(other, _)| other.cmp(&key.1))
                 .is_ok();
+            // No trust makes a service global that is not.
+            member.kept &= port.global || key.1.cluster == self.local;
             if !named && !member.kept && member.wanted.take().is_some() {
                 service.touch(key.1);
             }

@@ -73,6 +73,29 @@ fn equal_rows_wake_nobody() {
 }
 
 #[test]
+fn a_changed_row_takes_its_place() {
+    let mut store = Store::new();
+    store.apply(
+        Owner::Local,
+        &batch(vec![RowChange::Endpoint(endpoint("a", "10.0.0.1"))], false),
+    );
+    let mut row = (*endpoint("a", "10.0.0.1")).clone();
+    row.condition = Condition::NotReady;
+    let dirty = store.apply(
+        Owner::Local,
+        &batch(vec![RowChange::Endpoint(row.clone().into())], false),
+    );
+    assert_eq!(dirty.services.len(), 1);
+    let name = name("a");
+    let group = store.now().group(&name);
+    assert_eq!(
+        group.endpoint(Owner::Local, row.address).unwrap().condition,
+        Condition::NotReady
+    );
+    assert_eq!(group.endpoints().count(), 1);
+}
+
+#[test]
 fn one_endpoint_makes_itself_dirty_and_no_more() {
     let mut store = Store::new();
     store.apply(

@@ -1,7 +1,7 @@
 //! What a restarted agent does before everybody has spoken.
 
 use super::world::*;
-use crate::model::{Affinity, Condition};
+use crate::model::{Affinity, Condition, RowChange, ServiceRow};
 use crate::store::{Owner, Store};
 
 fn running(affinity: Affinity) -> World {
@@ -99,6 +99,30 @@ fn a_dead_mesh_server_takes_no_remote_backend_with_it() {
             .all(|key| key.cluster == cluster(LOCAL))
     );
     again.assert_converged();
+}
+
+#[test]
+fn trust_makes_no_service_global() {
+    let world = running(Affinity::None);
+    let mut again = restart(&world);
+    let RowChange::Service(row) = service("a", Affinity::None) else {
+        unreachable!()
+    };
+    let row = ServiceRow {
+        global: false,
+        shared: false,
+        ..(*row).clone()
+    };
+    again.say(
+        Owner::Local,
+        vec![RowChange::Service(row.into()), ready("a", "10.1.0.1")],
+    );
+    again.settle();
+    assert_eq!(
+        again.drawn("a"),
+        ["10.1.0.1", "10.1.0.2"],
+        "the other local one waits for the passport"
+    );
 }
 
 #[test]

@@ -85,6 +85,8 @@ pub enum Clustermesh {
         #[command(flatten)]
         links: Links,
     },
+    /// Make a certificate authority and a cluster's certificates
+    Certs(Certs),
 }
 
 #[derive(Debug, Args)]
@@ -119,32 +121,31 @@ pub struct Links {
     pub links: PathBuf,
 }
 
+/// All three, or none: then the mesh server uses its own.
 #[derive(Debug, Args)]
 pub struct Tls {
-    /// Certificate authority that the other mesh server is checked against; a relative path is relative to the links
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "ISTHMUS_TLS_CA",
-        default_value = "ca.crt"
-    )]
-    pub tls_ca: PathBuf,
+    /// Certificate authority that the other mesh server is checked against; the mesh server's own if not given
+    #[arg(long, value_name = "FILE", env = "ISTHMUS_TLS_CA", requires_all = ["tls_cert", "tls_key"])]
+    pub tls_ca: Option<PathBuf>,
     /// Certificate that this cluster's mesh server shows
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "ISTHMUS_TLS_CERT",
-        default_value = "client.crt"
-    )]
-    pub tls_cert: PathBuf,
+    #[arg(long, value_name = "FILE", env = "ISTHMUS_TLS_CERT", requires_all = ["tls_ca", "tls_key"])]
+    pub tls_cert: Option<PathBuf>,
     /// Its key
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "ISTHMUS_TLS_KEY",
-        default_value = "client.key"
-    )]
-    pub tls_key: PathBuf,
+    #[arg(long, value_name = "FILE", env = "ISTHMUS_TLS_KEY", requires_all = ["tls_ca", "tls_cert"])]
+    pub tls_key: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Certs {
+    /// The cluster that the certificates are for
+    #[arg(long, value_name = "NAME")]
+    pub cluster: ClusterName,
+    /// Where to write them. A key that is there is used, never replaced
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Directory of the authority, made if it is empty; --out itself if not given
+    #[arg(long, value_name = "DIR")]
+    pub ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod certs;
 mod link;
 
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Clustermesh(Clustermesh::Disconnect { name, links }) => {
             link::disconnect(global, &name, &links).await
         }
+        Command::Clustermesh(Clustermesh::Certs(order)) => certs::issue(global, &order),
         Command::Service(Service::List) => services(global).await,
         Command::Bpf(Bpf::Lb(Lb::List)) => load_balancer(global).await,
     }

@@ -1,5 +1,6 @@
 //! What is shown, as types: built from the agent's answer, judged, then printed as a table or as JSON.
 
+pub mod certs;
 pub mod lb;
 pub mod link;
 pub mod mesh;

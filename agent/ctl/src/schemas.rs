@@ -10,6 +10,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
 use crate::output::{API_VERSION, Document, Report};
+use crate::report::certs::ClusterCertificates;
 use crate::report::lb::LoadBalancerMaps;
 use crate::report::link::ClusterLink;
 use crate::report::mesh::ClusterMeshStatus;
@@ -34,6 +35,7 @@ fn schema<R: Report + 'static>() -> (String, String) {
 #[test]
 fn schemas_are_those_of_the_types() {
     let wanted: BTreeMap<String, String> = [
+        schema::<ClusterCertificates>(),
         schema::<ClusterLink>(),
         schema::<ClusterMeshStatus>(),
         schema::<LoadBalancerMaps>(),

@@ -246,10 +246,17 @@ async fn json_and_yaml_say_the_same() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_is_written_waited_for_and_removed() {
     let world = World::with_west(PeerState::Connected);
-    for file in ["ca.crt", "client.crt", "client.key"] {
-        std::fs::write(world.path().join(file), "x").unwrap();
-    }
-    let links = ["--links", world.path().to_str().unwrap()];
+    let (tls, links) = (world.path().join("tls"), world.path().join("links"));
+    let certs = [
+        "clustermesh",
+        "certs",
+        "--cluster",
+        "east",
+        "--out",
+        tls.to_str().unwrap(),
+    ];
+    assert_eq!(world.run(&certs).await.code(), Some(0));
+    let place = ["--links", links.to_str().unwrap()];
     let connect = [
         "clustermesh",
         "connect",
@@ -258,7 +265,7 @@ async fn a_link_is_written_waited_for_and_removed() {
         "10.2.0.2:4260",
         "--wait=10s",
     ];
-    let answer = world.run(&[&connect[..], &links[..]].concat()).await;
+    let answer = world.run(&[&connect[..], &place[..]].concat()).await;
     assert_eq!(answer.code(), Some(0), "{}", answer.err());
     let other = "on west:\n  agentctl clustermesh connect east --id 1 --endpoint 10.1.0.2:4260\n";
     assert!(
@@ -266,7 +273,7 @@ async fn a_link_is_written_waited_for_and_removed() {
         "{}",
         answer.out()
     );
-    assert!(world.path().join("west.yaml").exists());
+    assert!(links.join("west.yaml").exists());
 
     // Nobody answers as north: the link stays, and the exit code says so.
     let connect = [
@@ -277,17 +284,24 @@ async fn a_link_is_written_waited_for_and_removed() {
         "10.3.0.2:4260",
         "--wait=200ms",
     ];
-    let answer = world.run(&[&connect[..], &links[..]].concat()).await;
+    let answer = world.run(&[&connect[..], &place[..]].concat()).await;
     assert_eq!(answer.code(), Some(1));
     assert!(
         answer.out().contains("north is not connected after"),
         "{}",
         answer.out()
     );
-    assert!(world.path().join("north.yaml").exists());
+    assert!(
+        answer
+            .out()
+            .contains("the mesh server does not know the link"),
+        "{}",
+        answer.out()
+    );
+    assert!(links.join("north.yaml").exists());
 
-    let disconnect = [&["clustermesh", "disconnect", "west"][..], &links[..]].concat();
+    let disconnect = [&["clustermesh", "disconnect", "west"][..], &place[..]].concat();
     assert_eq!(world.run(&disconnect).await.code(), Some(0));
-    assert!(!world.path().join("west.yaml").exists());
+    assert!(!links.join("west.yaml").exists());
     assert_eq!(world.run(&disconnect).await.code(), Some(1));
 }

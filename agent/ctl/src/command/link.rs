@@ -39,14 +39,15 @@ struct Spec<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<ClusterId>,
     endpoints: &'a [String],
-    tls: TlsFiles<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<TlsFiles>,
 }
 
 #[derive(Debug, Serialize)]
-struct TlsFiles<'a> {
-    ca: &'a Path,
-    cert: &'a Path,
-    key: &'a Path,
+struct TlsFiles {
+    ca: PathBuf,
+    cert: PathBuf,
+    key: PathBuf,
 }
 
 pub(super) async fn connect(global: &Global, connect: &Connect) -> Result<ExitCode> {
@@ -54,21 +55,20 @@ pub(super) async fn connect(global: &Global, connect: &Connect) -> Result<ExitCo
     if let Some(own) = &own {
         not_ourselves(connect, own)?;
     }
-    let directory = &connect.links.links;
-    check_tls(directory, &connect.tls, own.as_ref())?;
     let text = link_text(connect)?;
-    let file = link_path(directory, &connect.name);
+    let file = link_path(&connect.links.links, &connect.name);
     let done = write(&file, &text)?;
     let mut report = report(&connect.name, &file, done);
-    report.describe_other_side(own.as_ref(), |cluster, id, endpoint| {
-        other_side(cluster, id, endpoint)
-    });
+    report.describe_other_side(own.as_ref(), other_side);
     let Some(time) = connect.wait else {
         return show(&report, global);
     };
     let started = Instant::now();
     let connected = |status: &ClusterMeshStatus| status.is_connected(connect.name.as_str());
     let answer = poll(&global.socket, time, mesh, connected).await;
+    if let Ok((status, false)) = &answer {
+        report.not_connected_because = Some(status.why_not_connected(connect.name.as_str()));
+    }
     report.connected = Some(answer.as_ref().is_ok_and(|(_, done)| *done));
     report.waited_seconds = Some(Seconds::new(started.elapsed().as_secs_f64()));
     let code = show(&report, global)?;
@@ -125,20 +125,32 @@ fn not_ourselves(connect: &Connect, own: &ClusterMeshStatus) -> Result<()> {
     Ok(())
 }
 
-/// A link whose files are missing would be written, and never connect.
-fn check_tls(directory: &Path, tls: &Tls, own: Option<&ClusterMeshStatus>) -> Result<()> {
-    for file in [&tls.tls_ca, &tls.tls_cert, &tls.tls_key] {
-        let file = directory.join(file);
-        if let Err(error) = fs::metadata(&file) {
-            let cluster = own.map_or("CLUSTER", |own| own.node.cluster.as_str());
-            bail!(
-                "{}: {error}. Name the files in --tls-ca, --tls-cert and --tls-key (a relative path is relative to {}). Without a PKI, make them with: agentctl clustermesh certs --cluster {cluster} --out DIR",
-                file.display(),
-                directory.display()
-            );
-        }
+impl TlsFiles {
+    /// None if nothing was named: the link then uses the mesh server's own. A file that is not there would be written
+    /// into the link, and the link never connect.
+    fn of(tls: &Tls) -> Result<Option<Self>> {
+        let Tls {
+            tls_ca: Some(ca),
+            tls_cert: Some(cert),
+            tls_key: Some(key),
+        } = tls
+        else {
+            return Ok(None);
+        };
+        let there = |file: &PathBuf| -> Result<PathBuf> {
+            fs::metadata(file).with_context(|| {
+                let file = file.display();
+                format!("{file} cannot be used; without a PKI, `agentctl clustermesh certs` makes certificates")
+            })?;
+            // The link's own directory is where its relative paths begin, not this process's.
+            Ok(std::path::absolute(file)?)
+        };
+        Ok(Some(Self {
+            ca: there(ca)?,
+            cert: there(cert)?,
+            key: there(key)?,
+        }))
     }
-    Ok(())
 }
 
 fn link_text(connect: &Connect) -> Result<String> {
@@ -151,11 +163,7 @@ fn link_text(connect: &Connect) -> Result<String> {
         spec: Spec {
             id: connect.id,
             endpoints: &connect.endpoints,
-            tls: TlsFiles {
-                ca: &connect.tls.tls_ca,
-                cert: &connect.tls.tls_cert,
-                key: &connect.tls.tls_key,
-            },
+            tls: TlsFiles::of(&connect.tls)?,
         },
     };
     serde_saphyr::to_string(&link).context("cannot write the link as YAML")
@@ -193,6 +201,7 @@ fn report(name: &ClusterName, file: &Path, done: Done) -> ClusterLink {
         done,
         connected: None,
         waited_seconds: None,
+        not_connected_because: None,
         other_side: String::new(),
         other_side_is_incomplete: false,
     }

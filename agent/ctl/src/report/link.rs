@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::output::{Report, Style};
-use crate::text::Seconds;
+use crate::text::{Seconds, clean};
 
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -18,6 +18,8 @@ pub struct ClusterLink {
     pub connected: Option<bool>,
     /// How long that took, or was waited for; null if nobody waited.
     pub waited_seconds: Option<Seconds>,
+    /// What the agent knows of the cause, if it is not connected.
+    pub not_connected_because: Option<String>,
     /// What to run for the other cluster: a link is one direction.
     pub other_side: String,
     /// True if `otherSide` has parts that only a person can fill in, in capitals.
@@ -52,6 +54,9 @@ impl Report for ClusterLink {
             } else {
                 format!("{name} is not connected after {time}; the link stays and is tried on\n")
             });
+            if let Some(cause) = &self.not_connected_because {
+                out.push_str(&format!("  {}\n", clean(cause)));
+            }
         }
         let what = match self.done {
             Done::Removed => format!("A link is one direction. To end the other one, on {name}:"),

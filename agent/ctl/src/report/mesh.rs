@@ -150,6 +150,24 @@ impl ClusterMeshStatus {
                 peer.name == name && peer.state == PeerState::Connected && peer.complete
             })
     }
+    /// The feed's trouble if it has any, else the peer's.
+    pub fn why_not_connected(&self, name: &str) -> String {
+        let faults = || self.attention.iter().filter(|item| item.is_fault());
+        let about = |about: &str| faults().find(|fault| fault.about == about);
+        let Some(fault) = about("feed").or_else(|| about(name)) else {
+            let known = self.peers.iter().any(|peer| peer.name == name);
+            let cause = match (&self.feed, known) {
+                (None, _) => "this node's agent was given no mesh server (isthmus-agent --mesh)",
+                (Some(_), false) => {
+                    "the mesh server does not know the link: does its --links name this directory?"
+                }
+                (Some(_), true) => "its first list is not complete yet",
+            };
+            return cause.to_owned();
+        };
+        let lines = std::iter::once(&fault.cause).chain(&fault.way_out);
+        lines.cloned().collect::<Vec<_>>().join(" ")
+    }
     /// Where peers reach this cluster's mesh server, if that can be told: the agent's own way to it, unless that is a
     /// socket of this host's.
     pub fn own_endpoint(&self) -> Option<&str> {

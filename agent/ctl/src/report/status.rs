@@ -76,10 +76,11 @@ pub struct Reconcile {
 #[serde(rename_all = "camelCase")]
 pub struct FailingRow {
     pub table: String,
-    pub row: String,
+    pub row: Option<String>,
     pub service: Option<String>,
     pub error: String,
-    pub age_seconds: Seconds,
+    /// Since its first failure.
+    pub age_seconds: Option<Seconds>,
     pub tries: u64,
     /// Null if a try is under way.
     pub next_try_seconds: Option<Seconds>,
@@ -225,10 +226,10 @@ impl From<proto::Reconcile> for Reconcile {
     fn from(reconcile: proto::Reconcile) -> Self {
         let failing = reconcile.failing.into_iter().map(|row| FailingRow {
             table: row.table,
-            row: row.row,
+            row: known(row.row),
             service: known(row.service),
             error: row.error,
-            age_seconds: Seconds::new(row.age_seconds),
+            age_seconds: Seconds::known(Some(row.age_seconds).filter(|age| *age > 0.0)),
             tries: row.tries,
             next_try_seconds: Seconds::known(row.next_try_seconds),
         });

@@ -46,7 +46,7 @@ fn east(server: &str) -> ClusterMeshStatus {
 #[test]
 fn the_file_has_the_shape_of_the_custom_resource() {
     let directory = tempfile::tempdir().unwrap();
-    let connect = parse(directory.path(), &["--id", "2", "--tls-key", "/keys/k.pem"]);
+    let connect = parse(directory.path(), &["--id", "2"]);
     let text = link_text(&connect).unwrap();
     let value: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
     assert_eq!(
@@ -58,7 +58,6 @@ fn the_file_has_the_shape_of_the_custom_resource() {
             "spec": {
                 "id": 2,
                 "endpoints": ["10.2.0.2:4260"],
-                "tls": {"ca": "ca.crt", "cert": "client.crt", "key": "/keys/k.pem"},
             },
         })
     );
@@ -125,18 +124,32 @@ fn a_link_to_oneself_or_to_a_taken_id_is_refused() {
 }
 
 #[test]
-fn a_missing_certificate_is_told_with_the_way_to_make_one() {
+fn certificates_are_named_all_or_none_and_must_be_there() {
     let directory = tempfile::tempdir().unwrap();
-    let connect = parse(directory.path(), &[]);
-    let error = check_tls(directory.path(), &connect.tls, Some(&east("x:1"))).unwrap_err();
-    let error = error.to_string();
-    assert!(error.contains("ca.crt: No such file"), "{error}");
+    let at = |file: &str| directory.path().join(file).to_str().unwrap().to_owned();
+    let (ca, cert, key) = (at("ca.crt"), at("mesh.crt"), at("mesh.key"));
+    let flags = ["--tls-ca", &ca, "--tls-cert", &cert, "--tls-key", &key];
+    let connect = parse(directory.path(), &flags);
+    let error = format!("{:#}", link_text(&connect).unwrap_err());
     assert!(
-        error.ends_with("agentctl clustermesh certs --cluster east --out DIR"),
+        error.contains("ca.crt cannot be used") && error.contains("clustermesh certs"),
         "{error}"
     );
-    for file in ["ca.crt", "client.crt", "client.key"] {
-        fs::write(directory.path().join(file), "x").unwrap();
+    for file in [&ca, &cert, &key] {
+        fs::write(file, "x").unwrap();
     }
-    check_tls(directory.path(), &connect.tls, None).unwrap();
+    let value: serde_json::Value = serde_saphyr::from_str(&link_text(&connect).unwrap()).unwrap();
+    assert_eq!(
+        value["spec"]["tls"],
+        serde_json::json!({"ca": ca, "cert": cert, "key": key})
+    );
+    let args = [
+        "agentctl",
+        "clustermesh",
+        "connect",
+        "west",
+        "--endpoint",
+        "a:1",
+    ];
+    assert!(Cli::try_parse_from(args.iter().chain(&flags[..4])).is_err());
 }

@@ -169,6 +169,7 @@ fn a_service_that_the_datapath_does_not_serve_shows_why() {
     let v6 = proto::Frontend {
         address: "fd00:10:96::4".to_owned(),
         problem: String::new(),
+        service_index: Some(6),
         backends: vec![stale(backend("west", "fd00::5"))],
         ..frontend.clone()
     };
@@ -178,7 +179,7 @@ fn a_service_that_the_datapath_does_not_serve_shows_why() {
     });
     let wanted = "\
 SERVICE     FRONTEND               TYPE       AFFINITY  BACKEND         CLUSTER  NODE    STATE
-a/collides  -:80/TCP               ClusterIP  none      -               -        -       no address: 10.96.3.4 is a/a's; set spec.clusterIP
+a/collides  -:80/TCP               ClusterIP  none      -               -        -       not served: no address: 10.96.3.4 is a/a's; set spec.clusterIP
 a/collides  [fd00:10:96::4]:80/TCP ClusterIP  none      [fd00::5]:8080  west     west-1  stale 41s
 a/collides is served by west alone, not heard for a while: nothing else is left.
 ";

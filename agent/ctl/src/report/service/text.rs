@@ -59,12 +59,18 @@ fn row(frontend: &Frontend, backend: Option<&Backend>, wide: bool) -> Vec<Cell> 
             or_dash(backend.and_then(|b| b.backend_id)).into(),
         ]);
     }
-    cells.push(match (&frontend.problem, backend) {
-        (_, Some(backend)) => Cell::painted(&backend.state_text, paint(backend)),
-        (Some(problem), None) => Cell::painted(problem, Paint::Warn),
+    cells.push(match (unserved(frontend), backend) {
+        (Some(problem), _) => Cell::painted(format!("not served: {problem}"), Paint::Warn),
+        (None, Some(backend)) => Cell::painted(&backend.state_text, paint(backend)),
         (None, None) => Cell::painted("no backend", Paint::Warn),
     });
     cells
+}
+
+/// Why no connection meets this frontend; none if they do.
+fn unserved(frontend: &Frontend) -> Option<&str> {
+    let problem = frontend.problem.as_deref();
+    problem.filter(|_| frontend.service_index.is_none())
 }
 
 /// `10.96.71.4:8080/TCP`.
@@ -127,10 +133,12 @@ pub(super) fn state(
 pub(super) fn remark(frontend: &Frontend) -> Option<String> {
     let name = &frontend.service;
     let backends = &frontend.backends;
-    if let Some(problem) = &frontend.problem {
-        return (!backends.is_empty()).then(|| format!("{name}: {problem}"));
+    if unserved(frontend).is_some() {
+        return None;
     }
-    frontend.address.as_ref()?;
+    if let Some(problem) = &frontend.problem {
+        return Some(format!("{name}: {problem}"));
+    }
     let serving: Vec<&Backend> = backends
         .iter()
         .filter(|backend| backend.preferred)

@@ -2,6 +2,7 @@
 
 use super::{FailingRow, MapUsage, NodeStatus, Problem, ProblemKind, Program, Source};
 use crate::report::Attention;
+use crate::text::count;
 
 /// A map fuller than this, in percent, is worth a line.
 const NEARLY_FULL: u64 = 90;
@@ -73,15 +74,21 @@ fn of_program(program: &Program) -> Vec<Attention> {
 }
 
 fn of_failing(row: &FailingRow) -> Attention {
-    let owner = row.service.as_ref();
-    let owner = owner.map_or_else(String::new, |name| format!(" of {name}"));
+    let (service, name) = (row.service.as_deref(), row.row.as_deref());
+    let of = match (service, name) {
+        (Some(service), Some(name)) => format!("{service}, {name}: "),
+        (Some(one), None) | (None, Some(one)) => format!("{one}: "),
+        (None, None) => String::new(),
+    };
+    let since = row
+        .age_seconds
+        .map_or_else(String::new, |age| format!(" for {age}"));
     let again = match row.next_try_seconds {
         Some(next) => format!("again in {next}"),
         None => "again now".to_owned(),
     };
-    let (name, error) = (&row.row, &row.error);
-    let (tries, age) = (row.tries, row.age_seconds);
-    let cause = format!("{name}{owner}: {error} (tried {tries}x in {age}, {again})");
+    let (error, tries) = (&row.error, count(row.tries, "time"));
+    let cause = format!("{of}{error} (tried {tries}{since}, {again})");
     Attention::fault(&row.table, cause)
 }
 

@@ -178,7 +178,7 @@ fn every_fault_of_the_contract_exits_1_with_its_cause() {
                     ..proto::Reconcile::default()
                 });
             },
-            "! frontends4  10.96.71.4:8080/TCP of production/backend: service map full: 65536 of 65536 entries; raise --lb-services-max (tried 3x in 4s, again in 2.5s)\n",
+            "! frontends4  production/backend, 10.96.71.4:8080/TCP: service map full: 65536 of 65536 entries; raise --lb-services-max (tried 3 times for 4s, again in 2.5s)\n",
         ),
         (
             |s| {

@@ -51,7 +51,8 @@ fn kernel_line(status: &NodeStatus) -> String {
     let proof = match kernel.cgroup_proved {
         Some(true) => "sockets there meet our hooks",
         Some(false) => "NO hook sees its sockets",
-        None => "not proved yet",
+        None if kernel.cgroup_proof.is_empty() => "not proved yet",
+        None => kernel.cgroup_proof.as_str(),
     };
     format!(
         "{}, cgroup {} ({proof}), pins in {}",

@@ -70,6 +70,12 @@ pub struct Manifests {
     repeated: BTreeSet<ObjectId>,
     world: World,
     texts: Interner,
+    /// Sums over all files, kept as files change.
+    known: BTreeMap<&'static str, usize>,
+    unknown: BTreeMap<String, usize>,
+    /// Files with faults or findings.
+    telling: BTreeSet<Arc<str>>,
+    revision: u64,
 }
 
 #[derive(Debug, Default)]
@@ -108,6 +114,10 @@ impl Manifests {
             repeated: BTreeSet::new(),
             world: World::default(),
             texts: Interner::default(),
+            known: BTreeMap::new(),
+            unknown: BTreeMap::new(),
+            telling: BTreeSet::new(),
+            revision: 0,
         }
     }
 
@@ -116,13 +126,21 @@ impl Manifests {
     pub fn update(&mut self, path: &str, content: FileContent, now: Duration) {
         match content {
             FileContent::Removed => {
-                if let Some(good) = self.files.remove(path).and_then(|file| file.good) {
+                let Some(file) = self.files.remove(path) else {
+                    return;
+                };
+                let told = self.telling.remove(path);
+                self.told_changes(told);
+                if let Some(good) = file.good {
+                    self.count(None, Some(&good));
                     self.replace(&Arc::from(path), &good.objects, Vec::new());
                 }
             }
             FileContent::Unreadable(cause) => {
-                let fault = whole_file(path, format!("cannot be read: {cause}"));
-                self.file(path).1.faults = vec![fault];
+                self.fault(
+                    path,
+                    vec![whole_file(path, format!("cannot be read: {cause}"))],
+                );
             }
             FileContent::Present(bytes) => {
                 // A writer empties a file before it fills it. Who wants its objects gone removes the file.
@@ -137,9 +155,48 @@ impl Manifests {
                 };
                 match read {
                     Ok(contents) => self.accept(path, contents, now),
-                    Err(faults) => self.file(path).1.faults = faults,
+                    Err(faults) => self.fault(path, faults),
                 }
             }
+        }
+    }
+
+    /// The file is not used as it stands; what was good before stays.
+    fn fault(&mut self, path: &str, faults: Vec<Problem>) {
+        let (path, file) = self.file(path);
+        let changed = file.faults != faults;
+        file.faults = faults;
+        self.telling.insert(path);
+        self.told_changes(changed);
+    }
+
+    fn told_changes(&mut self, changed: bool) {
+        self.revision += u64::from(changed);
+    }
+
+    /// Whether objects are told of together, so that any change may change what is told of others.
+    fn has_rivals(&self) -> bool {
+        !self.repeated.is_empty() || self.world.addresses().contested().next().is_some()
+    }
+
+    fn count(&mut self, came: Option<&Good>, gone: Option<&Good>) {
+        if let Some(good) = came {
+            for (kind, count) in &good.known {
+                *self.known.entry(kind).or_default() += count;
+            }
+            for (kind, count) in &good.unknown {
+                *self.unknown.entry(kind.clone()).or_default() += count;
+            }
+        }
+        if let Some(good) = gone {
+            for (kind, count) in &good.known {
+                *self.known.entry(kind).or_default() -= count;
+            }
+            for (kind, count) in &good.unknown {
+                *self.unknown.entry(kind.clone()).or_default() -= count;
+            }
+            self.known.retain(|_, count| *count != 0);
+            self.unknown.retain(|_, count| *count != 0);
         }
     }
 
@@ -164,24 +221,35 @@ impl Manifests {
             unknown,
         } = contents;
         let ids = objects.iter().map(|placed| placed.id.clone()).collect();
-        let (path, file) = self.file(path);
-        file.faults.clear();
-        let before = file.good.replace(Good {
+        let good = Good {
             since: now,
             objects: ids,
             findings,
             known,
             unknown,
-        });
-        self.replace(
-            &path,
-            &before.map(|good| good.objects).unwrap_or_default(),
-            objects,
-        );
+        };
+        let before = self.files.get_mut(path).and_then(|file| file.good.take());
+        self.count(Some(&good), before.as_ref());
+        let (had_objects, had_findings) = before
+            .map(|good| (good.objects, good.findings))
+            .unwrap_or_default();
+        let (path, file) = self.file(path);
+        let changed = !file.faults.is_empty() || had_findings != good.findings;
+        file.faults.clear();
+        let tells = !good.findings.is_empty();
+        file.good = Some(good);
+        if tells {
+            self.telling.insert(path.clone());
+        } else {
+            self.telling.remove(&path);
+        }
+        self.told_changes(changed);
+        self.replace(&path, &had_objects, objects);
     }
 
     /// A file's objects in place of those that it had.
     fn replace(&mut self, path: &Arc<str>, before: &[ObjectId], after: Vec<Placed>) {
+        let had_rivals = self.has_rivals();
         let mut touched: BTreeMap<ObjectId, Option<Object>> = BTreeMap::new();
         for id in before.iter().chain(after.iter().map(|placed| &placed.id)) {
             if !touched.contains_key(id) {
@@ -225,6 +293,7 @@ impl Manifests {
                 self.world.apply(&id, old, new, &mut self.texts);
             }
         }
+        self.told_changes(had_rivals || self.has_rivals());
     }
 
     /// The net changes of rows since the last call, in an order that depends on nothing but the rows. What became equal
@@ -241,7 +310,7 @@ impl Manifests {
     #[must_use]
     pub fn problems(&self, now: Duration) -> Vec<Problem> {
         let mut problems = Vec::new();
-        for file in self.files.values() {
+        for file in self.telling.iter().filter_map(|path| self.files.get(path)) {
             let fate = match &file.good {
                 Some(good) => format!(
                     "last good version ({} old) stays",
@@ -323,26 +392,30 @@ impl Manifests {
     #[must_use]
     pub fn summary(&self) -> ManifestSummary {
         let (services, endpoints) = self.world.counts();
-        let mut summary = ManifestSummary {
+        ManifestSummary {
             files: self.files.len(),
             services,
             endpoints,
-            ..Default::default()
-        };
-        for good in self.files.values().filter_map(|file| file.good.as_ref()) {
-            for (kind, count) in &good.known {
-                *summary.objects.entry((*kind).to_owned()).or_default() += count;
-            }
-            for (kind, count) in &good.unknown {
-                *summary.unknown_kinds.entry(kind.clone()).or_default() += count;
-            }
+            objects: self
+                .known
+                .iter()
+                .map(|(kind, count)| ((*kind).to_owned(), *count))
+                .collect(),
+            unknown_kinds: self.unknown.clone(),
         }
-        summary
     }
 
-    /// Paths that are known, in order.
-    pub fn paths(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.files.keys()
+    /// Differs from an earlier one if [`Self::problems`] may tell something else now, but for ages.
+    #[must_use]
+    pub fn problems_revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Whether any file is not used as it stands, so that messages have ages.
+    #[must_use]
+    pub fn has_faults(&self) -> bool {
+        let mut telling = self.telling.iter().filter_map(|path| self.files.get(path));
+        telling.any(|file| !file.faults.is_empty())
     }
 }
 

@@ -7,6 +7,7 @@ pub mod hub;
 mod link;
 pub mod links;
 pub mod server;
+pub mod source;
 pub mod statefile;
 pub mod tls;
 mod wire;

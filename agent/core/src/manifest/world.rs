@@ -31,6 +31,8 @@ pub(super) struct World {
     services_by_label: LabelIndex,
     addresses: Addresses,
     changed: Changed,
+    /// Endpoints last told.
+    told: usize,
 }
 
 /// What to look at again at the next [`World::take`].
@@ -384,6 +386,7 @@ impl World {
             };
             match merged(&endpoint.sources) {
                 Some(wanted) if endpoint.row.as_ref() != Some(&wanted) => {
+                    self.told += usize::from(endpoint.row.is_none());
                     endpoint.row = Some(wanted.clone());
                     changes.push(RowChange::Endpoint(wanted));
                 }
@@ -392,6 +395,7 @@ impl World {
                     let told = endpoint.row.is_some();
                     joined.endpoints.remove(&key.address);
                     if told {
+                        self.told -= 1;
                         changes.push(RowChange::EndpointGone(key));
                     }
                 }
@@ -435,13 +439,7 @@ impl World {
 
     /// Rows last told: services and endpoints.
     pub(super) fn counts(&self) -> (usize, usize) {
-        (
-            self.services.len(),
-            self.services
-                .values()
-                .map(|joined| joined.endpoints.len())
-                .sum(),
-        )
+        (self.services.len(), self.told)
     }
 }
 

@@ -1,0 +1,4 @@
+//! Where objects come from.
+
+#[cfg(target_os = "linux")]
+pub mod files;

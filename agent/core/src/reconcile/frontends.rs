@@ -281,6 +281,7 @@ impl Reconciler {
                 self.indices.free(*index);
             }
         }
+        self.queues.wake_full();
         Ok(Done::All)
     }
 }

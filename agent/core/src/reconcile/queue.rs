@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::grace::Retired;
 use super::{BACKOFF_FIRST, BACKOFF_MAX, ReconcileError, Sid};
 use crate::model::{Address, ObjectName};
+use crate::table::TableError;
 
 /// A piece of work: what succeeds, fails and is retried by itself. Each looks up what is wanted when its turn comes, so
 /// doing one twice, or for something that is gone, does no harm.
@@ -51,8 +52,8 @@ pub(super) struct Queues {
     queued: HashSet<Work>,
     /// Insertions that wait for a grace period, and the removals that wait for those: else a steady stream of removals
     /// would put insertions off for ever.
-    inserts: Vec<Work>,
-    removals: Vec<Work>,
+    inserts: BTreeSet<Work>,
+    removals: BTreeSet<Work>,
     failures: BTreeMap<Work, Failure>,
     retry: BTreeSet<(Instant, Work)>,
 }
@@ -103,9 +104,9 @@ impl Queues {
             Ok(Done::AfterGrace) => {
                 self.forget(&work);
                 match work {
-                    Work::Settle(_) | Work::Mark(_) => self.inserts.push(work),
-                    _ => self.removals.push(work),
-                }
+                    Work::Settle(_) | Work::Mark(_) => self.inserts.insert(work),
+                    _ => self.removals.insert(work),
+                };
             }
             Err(error) => self.failed(now, work, error),
         }
@@ -157,6 +158,27 @@ impl Queues {
             .map(|(work, _)| work.clone())
             .collect();
         for work in works {
+            self.push(work);
+        }
+    }
+
+    /// Something was freed: the work that is due first of those that found a table full is tried now. One for each
+    /// thing freed, so that a table that stays full costs no more than what is freed.
+    pub(super) fn wake_full(&mut self) {
+        let full = |work: &Work| {
+            let failure = self.failures.get(work);
+            failure.is_some_and(|failure| {
+                matches!(
+                    failure.error,
+                    ReconcileError::Table(TableError::Full { .. })
+                )
+            })
+        };
+        let first = self
+            .retry
+            .iter()
+            .find(|(_, work)| full(work) && !self.queued.contains(work));
+        if let Some((_, work)) = first.cloned() {
             self.push(work);
         }
     }

@@ -75,12 +75,12 @@ fn a_full_map_names_its_flag_and_blocks_nobody_else() {
                 .to_string()
                 .contains("raise --lb")
         );
-        // Room comes, and the next try clears the error.
+        // Room comes: it is used at once, and that clears the error.
         world.say(
             Owner::Local,
             vec![RowChange::ServiceGone(name("a")), gone("a", "10.1.0.1")],
         );
-        world.settle_failures();
+        world.settle();
         world.assert_converged();
     }
 }

@@ -130,15 +130,14 @@ impl Step {
                 world.pass_grace();
             }
             Self::Crash => {
-                let faults = world.faults.clone();
                 let graces = std::mem::take(&mut world.graces);
                 // The new agent lets a grace period pass before it reads the maps.
                 let done = world.writes();
-                let mut restarted = World::on(
+                let (maps, store) = (
                     world.memory.maps().clone(),
                     std::mem::take(&mut world.store),
                 );
-                restarted.faults = faults;
+                let mut restarted = World::with_faults(maps, store, world.faults.clone());
                 restarted.graces = graces;
                 restarted.graces.push((done, done));
                 restarted.say_all();
@@ -217,33 +216,34 @@ fn insertions_wait(writes: &[Write], graces: &[(usize, usize)]) {
     }
 }
 
-fn run(steps: &[Step], per_mille: u32, seed: u64) {
-    let mut world = World::new(SMALL);
-    world.complete(Owner::Local);
-    world.complete(west());
-    world.faults.seed(seed, per_mille);
+/// Goes through a history, looking after each step, and then back at all that slow readers could have seen.
+fn go_through(world: &mut World, steps: &[Step], end: impl FnOnce(&mut World)) {
     let start = world.memory.maps().clone();
     let mut frontends = BTreeSet::new();
     for step in steps {
-        step.apply(&mut world);
+        step.apply(world);
         frontends.extend(world.wanted().into_keys());
         let maps = world.memory.maps().clone();
         for frontend in &frontends {
             // Panics by itself if a slot within a ring is not its service's.
-            assert!(
-                answers(&maps, *frontend)
-                    .all()
-                    .iter()
-                    .all(|key| allowed(*frontend, *key))
-            );
+            let drawn = answers(&maps, *frontend).all();
+            assert!(drawn.iter().all(|key| allowed(*frontend, *key)));
         }
     }
-    world.faults.seed(0, 0);
+    end(world);
     world.settle_failures();
     world.assert_converged();
     let writes = world.memory.maps().writes.clone();
     slow_readers(&start, &writes, &world.graces, &frontends);
     insertions_wait(&writes, &world.graces);
+}
+
+fn run(steps: &[Step], per_mille: u32, seed: u64) {
+    let mut world = World::new(SMALL);
+    world.complete(Owner::Local);
+    world.complete(west());
+    world.faults.seed(seed, per_mille);
+    go_through(&mut world, steps, |world| world.faults.seed(0, 0));
     // A restart with everything known has nothing to write.
     let mut restarted = World::on(
         world.memory.maps().clone(),
@@ -267,6 +267,23 @@ proptest! {
     #[test]
     fn any_history_converges_through_faults(steps in proptest::collection::vec(step(), 1..40), seed: u64) {
         run(&steps, 200, seed);
+    }
+
+    /// Maps that are too small fail what does not fit, and nothing else: when all has gone, they are empty.
+    #[test]
+    fn any_history_in_small_maps(
+        steps in proptest::collection::vec(step(), 1..60),
+        frontends in 1_u32..8, services in 1_u32..5, slots in 1_u32..24, backends in 1_u32..10,
+    ) {
+        let mut world = World::new(Sizes { frontends, services, slots, backends });
+        world.complete(Owner::Local);
+        world.complete(west());
+        go_through(&mut world, &steps, |world| {
+            for service in SERVICES {
+                world.say(Owner::Local, vec![RowChange::ServiceGone(name(service))]);
+            }
+        });
+        prop_assert_eq!(world.reconciler.counts().frontends, 0);
     }
 
     /// Each prefix of all writes, the recoveries' included, starts an agent that converges.

@@ -202,8 +202,11 @@ impl World {
 
     /// An agent that starts on these maps, before anybody said anything to it.
     pub(super) fn on(maps: MemoryMaps, store: Store) -> Self {
+        Self::with_faults(maps, store, Faults::new())
+    }
+
+    pub(super) fn with_faults(maps: MemoryMaps, store: Store, faults: Faults) -> Self {
         let memory = MemoryTable::new(maps);
-        let faults = Faults::new();
         let (reconciler, _) =
             Reconciler::adopt(faults.tables(memory.tables()), cluster(LOCAL)).unwrap();
         Self {

@@ -11,10 +11,6 @@ pub fn draw(ring: Ring, random: u32) -> Option<u32> {
         return None;
     }
     let nth = (u64::from(random) * u64::from(ring.len())) >> 32;
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the product's upper half is below `len`, a u32"
-    )]
     let nth = nth as u32;
     Some(ring.first().wrapping_add(nth))
 }

@@ -308,7 +308,7 @@ impl World {
     }
 
     /// Detaches and removes all that the rows made.
-    pub fn remove(mut self) -> anyhow::Result<()> {
+    fn remove(&mut self) -> anyhow::Result<()> {
         self.tables = None;
         self.datapath = None;
         cleanup(&self.bpffs).context("removing the pins")?;
@@ -321,6 +321,14 @@ impl World {
             std::thread::yield_now();
         }
         Ok(())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove() {
+            eprintln!("the rows' world is not removed: {error:#}");
+        }
     }
 }
 

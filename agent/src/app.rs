@@ -1,0 +1,190 @@
+//! Puts the parts together: the only file that knows every one, and their order of start and stop.
+//!
+//! Start: datapath (maps, programs), what the maps already hold, API and HTTP, the engine, then the sources. Stop: the
+//! sources, the engine, API and HTTP; the datapath stays as it is.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use anyhow::Context;
+use isthmus_core::desired::Here;
+use isthmus_core::manifest::ManifestOptions;
+use isthmus_core::reconcile::Reconciler;
+use isthmus_core::store::Owner;
+use isthmus_mesh::http::{self, Hold, Readiness};
+use isthmus_mesh::source::files::{self, SourceStatus, SourceUpdate};
+use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::api::{self, ApiSocket};
+use crate::config::AgentArgs;
+use crate::datapath::Datapath;
+use crate::engine::{Engine, Event};
+use crate::metrics::NodeMetrics;
+use crate::view::View;
+
+/// Events that wait for the engine. A source that is faster waits itself.
+const EVENTS_MAX: usize = 256;
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// If it cannot start. Nothing that is attached is taken away.
+pub fn run(args: AgentArgs) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let mut datapath = Datapath::open(&args.datapath()?)?;
+    let (reconciler, adopted) = Reconciler::adopt(datapath.tables()?, args.cluster()?.id)
+        .context("reading back the maps")?;
+    info!(?adopted, serving = datapath.adopted(), "maps opened");
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(serve(
+        args,
+        started,
+        datapath_parts(&mut datapath),
+        datapath,
+        reconciler,
+    ));
+    // Blocking calls to a dead file system or peer must not hold up the end.
+    runtime.shutdown_background();
+    result
+}
+
+/// What the datapath's start decides for the rest.
+struct Start {
+    /// Programs of an earlier agent serve these maps.
+    serving: bool,
+    /// Programs of an earlier version serve other maps.
+    replaces: bool,
+}
+
+fn datapath_parts(datapath: &mut Datapath) -> Start {
+    let serving = datapath.adopted();
+    Start {
+        serving,
+        replaces: !serving && datapath.is_linked(),
+    }
+}
+
+async fn serve(
+    args: AgentArgs,
+    started: Instant,
+    start: Start,
+    datapath: Datapath,
+    reconciler: Reconciler,
+) -> anyhow::Result<()> {
+    let shutdown = CancellationToken::new();
+    let readiness = Readiness::default();
+    let cluster = args.cluster()?;
+    let here = Here {
+        cluster: cluster.id,
+        programmed: args.services.into(),
+    };
+    let datapath = Arc::new(Mutex::new(datapath));
+
+    let attach_hold = readiness.hold("the programs are not attached yet");
+    let (mut engine, published) = Engine::new(
+        here,
+        reconciler,
+        Arc::clone(&datapath),
+        start.replaces,
+        attach_hold,
+    );
+    if start.serving {
+        engine.take_over();
+    }
+    let (events, engine_events) = mpsc::channel(EVENTS_MAX);
+    let engine = tokio::spawn(engine.run(engine_events, shutdown.clone()));
+
+    let dir = args.source_dir();
+    let location = format!("dir:{}", dir.display());
+    let source_hold = readiness.hold(format!("the first list of {location} is not complete"));
+    let updates = files::watch(
+        dir,
+        ManifestOptions {
+            service_cidrs: args.service_cidr.clone(),
+        },
+        shutdown.clone(),
+    );
+    let (source_status, source) = watch::channel(Arc::new(SourceStatus::new(location)));
+    tokio::spawn(from_source(
+        updates,
+        source_status,
+        source_hold,
+        events.clone(),
+    ));
+
+    let mesh = crate::mesh::start(&args, &cluster, events, shutdown.clone())?;
+
+    let view = Arc::new(View {
+        cluster: cluster.name,
+        here,
+        node: args.node_name(),
+        started,
+        bpffs: args.bpffs_dir(),
+        readiness: readiness.clone(),
+        datapath,
+        published,
+        source,
+        mesh,
+        peer_stale_after: args.peer_stale_after,
+        cluster_ttl: args.cluster_ttl,
+    });
+    let socket = ApiSocket::bind(&args.socket, &args.socket_group)?;
+    let api = tokio::spawn(api::serve(socket, Arc::clone(&view), shutdown.clone()));
+    let mut registry = http::registry("isthmus-agent", env!("CARGO_PKG_VERSION"));
+    registry.register_collector(Box::new(NodeMetrics(view)));
+    let listener = http::listen(&args.http).await?;
+    let web = tokio::spawn(http::serve(
+        listener,
+        Arc::new(registry),
+        readiness,
+        shutdown.clone(),
+    ));
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("stopping; the datapath keeps working. `isthmus-agent cleanup` removes it");
+    shutdown.cancel();
+    let (engine, api, web) = tokio::join!(engine, api, web);
+    engine.context("the engine failed")?;
+    api.context("the node API failed")??;
+    web.context("the HTTP server failed")
+}
+
+/// Passes on what the source says, and keeps its status for those who ask.
+async fn from_source(
+    mut updates: mpsc::Receiver<SourceUpdate>,
+    status: watch::Sender<Arc<SourceStatus>>,
+    hold: Hold,
+    events: mpsc::Sender<Event>,
+) {
+    let mut hold = Some(hold);
+    while let Some(update) = updates.recv().await {
+        if update.batch.complete {
+            hold = None;
+        }
+        if let (Some(hold), Some((cause, _))) = (&hold, &update.status.unreadable) {
+            hold.because(format!("{}: {cause}", update.status.location));
+        }
+        status.send_replace(update.status);
+        if !update.batch.is_empty()
+            && events
+                .send(Event::Rows(Owner::Local, update.batch))
+                .await
+                .is_err()
+        {
+            return;
+        }
+    }
+    warn!("the source has ended");
+}

@@ -1,0 +1,351 @@
+//! The one task that owns the store and the reconciler: what the world says goes in, writes to the kernel come out.
+//!
+//! It takes what has come, derives, and writes, in rounds; it never waits for a source, a peer or a grace period.
+
+use std::collections::BTreeSet;
+use std::sync::mpsc as thread_channel;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use imbl::HashMap;
+use isthmus_core::desired::{self, Here};
+use isthmus_core::model::{Address, Batch, ClusterId, ObjectName, RowChange};
+use isthmus_core::reconcile::{Counts, Fault, GraceTicket, Reconciler};
+use isthmus_core::store::{Dirty, Owner, PeerState, Snapshot, Store};
+use isthmus_mesh::http::Hold;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::datapath::{Datapath, grace_period};
+
+/// Writes in one round, after which new events are looked at.
+const ROUND_WRITES: u32 = 4096;
+/// Events taken in before they are derived and written.
+const ROUND_EVENTS: usize = 256;
+/// Failing pieces of work that are shown; the rest is counted.
+const FAULTS_MAX: usize = 100;
+/// How long programs of an earlier version go on serving while the mesh's rows for the new maps have not come.
+const REPLACE_WAIT: Duration = Duration::from_secs(5);
+/// How soon a refused attachment is tried again.
+const ATTACH_RETRY: Duration = Duration::from_secs(5);
+
+/// What the engine is told.
+#[derive(Debug)]
+pub enum Event {
+    /// Rows of an owner, and whether its list is complete with them.
+    Rows(Owner, Batch),
+    /// Who a peer is, and whether it is stale.
+    Peer(ClusterId, PeerState),
+    /// A peer's rows are to go: its link was removed, or its TTL is over.
+    Drop(ClusterId),
+    /// All linked clusters: what the maps hold of others is to go.
+    Linked(BTreeSet<ClusterId>),
+}
+
+/// What others may look at, as of the last round.
+#[derive(Clone, Debug, Default)]
+pub struct Published {
+    pub rows: Snapshot,
+    pub counts: Counts,
+    /// A bounded part of the pieces of work that fail.
+    pub faults: Vec<Fault>,
+    /// Since the last round that wrote.
+    pub last_write: Option<Instant>,
+    /// From an event's arrival to the end of the writes that it led to, for the last that led to any.
+    pub last_latency: Option<Duration>,
+    /// When an endpoint's condition last changed. Endpoints that never changed since the start are not here.
+    pub changed: HashMap<(Owner, ObjectName, Address), Instant>,
+    pub attached: bool,
+    pub attach_error: Option<String>,
+}
+
+/// What the engine is made of.
+#[derive(Debug)]
+pub struct Engine {
+    here: Here,
+    store: Store,
+    reconciler: Reconciler,
+    datapath: Arc<Mutex<Datapath>>,
+    attach: Attach,
+    publish: watch::Sender<Arc<Published>>,
+    published: Published,
+    /// Of the first event that has not led to all its writes yet.
+    arrived: Option<Instant>,
+}
+
+/// How far the programs are from serving these maps.
+#[derive(Debug)]
+struct Attach {
+    done: bool,
+    /// An earlier version's programs serve meanwhile: these maps should be full before they take over.
+    replaces: bool,
+    /// As soon as the mesh has said which.
+    linked: Option<BTreeSet<ClusterId>>,
+    since: Instant,
+    retry_at: Option<Instant>,
+    hold: Option<Hold>,
+}
+
+impl Engine {
+    /// `reconciler` has adopted what the maps held. `hold` keeps the agent from being ready until the programs are on.
+    #[must_use]
+    pub fn new(
+        here: Here,
+        reconciler: Reconciler,
+        datapath: Arc<Mutex<Datapath>>,
+        replaces: bool,
+        hold: Hold,
+    ) -> (Self, watch::Receiver<Arc<Published>>) {
+        let (publish, published) = watch::channel(Arc::new(Published::default()));
+        let attach = Attach {
+            done: false,
+            replaces,
+            linked: None,
+            since: Instant::now(),
+            retry_at: None,
+            hold: Some(hold),
+        };
+        let engine = Self {
+            here,
+            store: Store::new(),
+            reconciler,
+            datapath,
+            attach,
+            publish,
+            published: Published::default(),
+            arrived: None,
+        };
+        (engine, published)
+    }
+
+    /// Programs of an agent before this one serve these very maps: put ours in their place now.
+    pub fn take_over(&mut self) {
+        self.try_attach(Instant::now());
+    }
+
+    /// Works until `shutdown`, or until nobody is left to tell it anything.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, shutdown: CancellationToken) {
+        let (ask, mut passed) = grace_thread();
+        loop {
+            let now = Instant::now();
+            let deadline = self.round(now, &ask);
+            let wait = deadline.map_or(Duration::from_secs(3600), |at| {
+                at.saturating_duration_since(Instant::now())
+            });
+            if wait.is_zero() {
+                // There is more to write: take in what has come meanwhile, without waiting for it.
+                tokio::task::yield_now().await;
+                self.take(&mut events, None);
+                while let Ok(ticket) = passed.try_recv() {
+                    self.reconciler.grace_passed(ticket);
+                }
+                if shutdown.is_cancelled() {
+                    return;
+                }
+                continue;
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                event = events.recv() => match event {
+                    Some(event) => self.take(&mut events, Some(event)),
+                    None => return,
+                },
+                Some(ticket) = passed.recv() => self.reconciler.grace_passed(ticket),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Takes in `first` and what else is already there, and derives what it changes.
+    fn take(&mut self, events: &mut mpsc::Receiver<Event>, first: Option<Event>) {
+        let mut dirty = Dirty::default();
+        let more = std::iter::from_fn(|| events.try_recv().ok());
+        for event in first.into_iter().chain(more).take(ROUND_EVENTS) {
+            match event {
+                Event::Rows(owner, batch) => {
+                    self.note_conditions(owner, &batch);
+                    dirty.merge(self.store.apply(owner, &batch));
+                }
+                Event::Peer(id, state) => dirty.merge(self.store.set_peer(id, state)),
+                Event::Drop(id) => {
+                    self.published
+                        .changed
+                        .retain(|(owner, _, _), _| *owner != Owner::Peer(id));
+                    dirty.merge(self.store.drop_peer(id));
+                }
+                Event::Linked(clusters) => {
+                    self.release_unlinked(&clusters, &mut dirty);
+                    self.attach.linked = Some(clusters);
+                }
+            }
+        }
+        if !dirty.is_empty() {
+            self.arrived.get_or_insert_with(Instant::now);
+            for change in desired::changes(self.here, self.store.now(), &dirty) {
+                self.reconciler.apply(change);
+            }
+        }
+    }
+
+    /// Remembers when a known endpoint's condition changes, so that people can be told its age.
+    fn note_conditions(&mut self, owner: Owner, batch: &Batch) {
+        let now = Instant::now();
+        for change in &batch.changes {
+            match change {
+                RowChange::Endpoint(row) => {
+                    let before = self
+                        .store
+                        .now()
+                        .group(&row.service)
+                        .endpoint(owner, row.address);
+                    if before.is_some_and(|before| before.condition != row.condition) {
+                        let key = (owner, row.service.clone(), row.address);
+                        self.published.changed.insert(key, now);
+                    }
+                }
+                RowChange::EndpointGone(key) => {
+                    self.published
+                        .changed
+                        .remove(&(owner, key.service.clone(), key.address));
+                }
+                RowChange::Service(_) | RowChange::ServiceGone(_) => {}
+            }
+        }
+    }
+
+    /// One round of writes. Returns when the next one is due; `None` if only an event can make one.
+    fn round(
+        &mut self,
+        now: Instant,
+        ask: &thread_channel::Sender<GraceTicket>,
+    ) -> Option<Instant> {
+        let progress = self.reconciler.step(now, ROUND_WRITES);
+        if let Some(ticket) = progress.want_grace {
+            // The thread lives as long as the engine; without it nothing would be used again, and nothing worse.
+            if ask.send(ticket).is_err() {
+                error!("the thread of grace periods has ended: freed rows will not be used again");
+            }
+        }
+        if progress.writes > 0 {
+            let end = Instant::now();
+            self.published.last_write = Some(end);
+            self.published.last_latency = self.arrived.map(|arrived| end.duration_since(arrived));
+        }
+        if progress.idle {
+            self.arrived = None;
+        }
+        let attach_due = if progress.idle {
+            self.attach_if_due(now)
+        } else {
+            None
+        };
+        self.published.rows = self.store.snapshot();
+        self.published.counts = self.reconciler.counts();
+        self.published.faults = self.reconciler.faults().take(FAULTS_MAX).collect();
+        self.publish.send_replace(Arc::new(self.published.clone()));
+        if progress.idle {
+            [progress.next_deadline, attach_due]
+                .into_iter()
+                .flatten()
+                .min()
+        } else {
+            Some(now)
+        }
+    }
+
+    /// Clusters that the maps still hold backends of, on trust, and that nobody is linked with any more.
+    fn release_unlinked(&self, linked: &BTreeSet<ClusterId>, dirty: &mut Dirty) {
+        let held = self
+            .reconciler
+            .dump()
+            .flat_map(|service| service.backends)
+            .map(|backend| backend.key.cluster);
+        let gone = held
+            .filter(|id| *id != self.here.cluster && !linked.contains(id))
+            .map(Owner::Peer);
+        dirty.released.extend(gone);
+    }
+
+    /// Whether every linked cluster's first list is complete.
+    fn mesh_told(&self) -> bool {
+        let told = |id: &ClusterId| self.store.now().has_passport(Owner::Peer(*id));
+        self.attach
+            .linked
+            .as_ref()
+            .is_some_and(|linked| linked.iter().all(told))
+    }
+
+    /// Attaches once these maps hold what they should. Returns when to look again.
+    fn attach_if_due(&mut self, now: Instant) -> Option<Instant> {
+        let attach = &self.attach;
+        if attach.done {
+            return None;
+        }
+        if !self.store.now().has_passport(Owner::Local) {
+            return None;
+        }
+        let patience = attach.since + REPLACE_WAIT;
+        if attach.replaces && !self.mesh_told() && now < patience {
+            return Some(patience);
+        }
+        if let Some(at) = attach.retry_at.filter(|at| now < *at) {
+            return Some(at);
+        }
+        self.try_attach(now);
+        self.attach.retry_at
+    }
+
+    fn try_attach(&mut self, now: Instant) {
+        let result = lock(&self.datapath).attach();
+        match result {
+            Ok(()) => {
+                info!("programs attached");
+                self.attach.done = true;
+                self.attach.retry_at = None;
+                self.attach.hold = None;
+                self.published.attached = true;
+                self.published.attach_error = None;
+            }
+            Err(error) => {
+                warn!(%error, "programs not attached; trying again in {ATTACH_RETRY:?}");
+                self.attach.retry_at = Some(now + ATTACH_RETRY);
+                if let Some(hold) = &self.attach.hold {
+                    hold.because(error.to_string());
+                }
+                self.published.attach_error = Some(error.to_string());
+            }
+        }
+    }
+}
+
+/// Nothing that holds the lock leaves the datapath half changed: each kernel call stands for itself.
+pub fn lock(datapath: &Mutex<Datapath>) -> std::sync::MutexGuard<'_, Datapath> {
+    datapath
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Waits for grace periods on a thread of its own: each takes milliseconds.
+fn grace_thread() -> (
+    thread_channel::Sender<GraceTicket>,
+    mpsc::UnboundedReceiver<GraceTicket>,
+) {
+    let (ask, asked) = thread_channel::channel();
+    // One ticket is under way at a time: the queues hold one at most.
+    let (tell, passed) = mpsc::unbounded_channel();
+    thread::spawn(move || {
+        for ticket in asked {
+            match grace_period() {
+                Ok(()) => {
+                    if tell.send(ticket).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => error!(%error, "no grace period: what was freed stays unused"),
+            }
+        }
+    });
+    (ask, passed)
+}

@@ -1,0 +1,79 @@
+//! Leads what the mesh feed says into the engine.
+
+use std::collections::BTreeSet;
+
+use isthmus_core::mesh::FeedEvent;
+use isthmus_core::store::{Owner, PeerState};
+use isthmus_mesh::config::Cluster;
+use isthmus_mesh::feed::{self, FeedConfig};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::config::AgentArgs;
+use crate::engine::Event;
+use crate::view::MeshReceiver;
+
+/// Starts the feed, if the agent was given a mesh server. A cluster alone is linked with nobody, and says so: backends of
+/// peers that an earlier configuration left in the maps are to go.
+///
+/// # Errors
+/// If certificates that are needed are not given.
+pub fn start(
+    args: &AgentArgs,
+    cluster: &Cluster,
+    events: mpsc::Sender<Event>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<Option<MeshReceiver>> {
+    let Some(server) = args.mesh.clone() else {
+        tokio::spawn(async move { events.send(Event::Linked(BTreeSet::new())).await });
+        return Ok(None);
+    };
+    let config = FeedConfig {
+        server,
+        tls: args.tls()?,
+        cluster: isthmus_core::mesh::Cluster {
+            name: cluster.name.clone(),
+            id: cluster.id,
+        },
+        node: args.node_name(),
+        stale_after: args.peer_stale_after,
+        ttl: args.cluster_ttl,
+        state_dir: args.state_dir.clone(),
+    };
+    let (feed, status) = feed::spawn(config, shutdown);
+    tokio::spawn(pass_on(feed, events));
+    Ok(Some(status))
+}
+
+async fn pass_on(mut feed: mpsc::Receiver<FeedEvent>, events: mpsc::Sender<Event>) {
+    while let Some(event) = feed.recv().await {
+        let event = match event {
+            FeedEvent::Peer {
+                cluster,
+                stale,
+                silent,
+            } => {
+                info!(peer = %cluster.name, stale, ?silent, "peer");
+                Event::Peer(
+                    cluster.id,
+                    PeerState {
+                        name: cluster.name,
+                        stale,
+                    },
+                )
+            }
+            FeedEvent::Rows { cluster, batch } => Event::Rows(Owner::Peer(cluster.id), batch),
+            FeedEvent::Dropped { cluster, why } => {
+                info!(peer = %cluster.name, ?why, "peer dropped");
+                Event::Drop(cluster.id)
+            }
+            FeedEvent::Linked(clusters) => {
+                Event::Linked(clusters.into_iter().map(|cluster| cluster.id).collect())
+            }
+        };
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
+}

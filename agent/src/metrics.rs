@@ -1,0 +1,252 @@
+//! What `/metrics` says of this node, read when it is asked for.
+
+use std::fmt;
+
+use isthmus_abi::{Counter, Refusal};
+use isthmus_core::model::ProblemKind;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Unit;
+
+use crate::engine::lock;
+use crate::view::View;
+
+/// Reads the node's state at each scrape. Its labels are bounded by the number of maps, reasons and peers.
+#[derive(Debug)]
+pub struct NodeMetrics(pub std::sync::Arc<View>);
+
+impl Collector for NodeMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        self.datapath(&mut encoder)?;
+        self.reconcile(&mut encoder)?;
+        self.source(&mut encoder)?;
+        self.mesh(&mut encoder)
+    }
+}
+
+impl NodeMetrics {
+    fn datapath(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (counters, maps) = {
+            let datapath = lock(&self.0.datapath);
+            (datapath.counters().unwrap_or_default(), datapath.map_uses())
+        };
+        let value = |counter: Counter| counters.get(counter as usize).copied();
+        let refused = Refusal::ALL
+            .iter()
+            .filter_map(|refusal| Some(([("reason", refusal.name())], value(refusal.counter())?)));
+        counter_family(
+            encoder,
+            "refused_connects",
+            "Connects to services that the datapath refused",
+            refused,
+        )?;
+        let others = Counter::ALL
+            .iter()
+            .filter(|counter| {
+                !Refusal::ALL
+                    .iter()
+                    .any(|refusal| refusal.counter() == **counter)
+            })
+            .filter_map(|counter| Some(([("event", counter.name())], value(*counter)?)));
+        counter_family(
+            encoder,
+            "datapath_events",
+            "What programs met besides",
+            others,
+        )?;
+        let capacity = maps
+            .iter()
+            .map(|map| ([("map", map.name)], f64::from(map.capacity)));
+        gauge_family(
+            encoder,
+            "map_capacity",
+            "Rows that a map can hold",
+            None,
+            capacity,
+        )?;
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a gauge is a float; bytes of a map stay below 2⁵³"
+        )]
+        let memory = maps
+            .iter()
+            .map(|map| ([("map", map.name)], map.memlock as f64));
+        gauge_family(
+            encoder,
+            "map_memory",
+            "Kernel memory that a map is charged for",
+            Some(&Unit::Bytes),
+            memory,
+        )
+    }
+
+    fn reconcile(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let published = self.0.published.borrow().clone();
+        let counts = published.counts;
+        let gauges = [
+            ("services", "Service ports in the datapath", counts.services),
+            ("backends", "Backends in the datapath", counts.backends),
+            (
+                "ring_slots",
+                "Slots in spans that are in use",
+                counts.ring_slots,
+            ),
+            (
+                "reconcile_pending",
+                "Pieces of work that are queued or wait for a grace period",
+                counts.pending,
+            ),
+            (
+                "reconcile_failing",
+                "Pieces of work that failed and are tried again",
+                counts.failing,
+            ),
+            (
+                "reconcile_retiring",
+                "Freed things that wait for a grace period",
+                counts.retired,
+            ),
+        ];
+        for (name, help, value) in gauges {
+            gauge(encoder, name, help, None, f64::from(value))?;
+        }
+        gauge(
+            encoder,
+            "programs_attached",
+            "1 if all programs are attached",
+            None,
+            f64::from(u8::from(published.attached)),
+        )?;
+        counter(
+            encoder,
+            "reconcile_writes",
+            "Writes to the kernel that were tried",
+            counts.writes,
+        )?;
+        counter(
+            encoder,
+            "reconcile_write_failures",
+            "Writes that the kernel refused",
+            counts.writes_failed,
+        )
+    }
+
+    fn source(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let source = self.0.source.borrow().clone();
+        gauge(
+            encoder,
+            "source_complete",
+            "1 once the first list is complete",
+            None,
+            f64::from(u8::from(source.complete)),
+        )?;
+        let kinds = [
+            ("broken", ProblemKind::Broken),
+            ("conflict", ProblemKind::Conflict),
+            ("not_handled", ProblemKind::NotHandled),
+        ];
+        let problems = kinds.map(|(name, kind)| {
+            let count = source
+                .problems
+                .iter()
+                .filter(|problem| problem.kind == kind)
+                .count();
+            (
+                [("kind", name)],
+                u32::try_from(count).map_or(f64::MAX, f64::from),
+            )
+        });
+        gauge_family(
+            encoder,
+            "source_problems",
+            "Problems of the source's objects",
+            None,
+            problems,
+        )
+    }
+
+    fn mesh(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let answer = self.0.cluster_mesh();
+        if let Some(feed) = answer.feed {
+            let connected = feed.state() == isthmus_proto::node::v1::FeedState::Connected;
+            gauge(
+                encoder,
+                "feed_connected",
+                "1 if our mesh server is heard",
+                None,
+                f64::from(u8::from(connected)),
+            )?;
+        }
+        let state = answer.peers.iter().map(|peer| {
+            let state = peer
+                .state()
+                .as_str_name()
+                .trim_start_matches("PEER_STATE_")
+                .to_lowercase();
+            ([("peer", peer.name.clone()), ("state", state)], 1.0)
+        });
+        gauge_family(
+            encoder,
+            "peer_state",
+            "1 for the state that a peer is in",
+            None,
+            state,
+        )?;
+        let silence = answer
+            .peers
+            .iter()
+            .filter_map(|peer| Some(([("peer", peer.name.clone())], peer.last_word_seconds?)));
+        gauge_family(
+            encoder,
+            "peer_last_word_age",
+            "Since our mesh server heard the peer",
+            Some(&Unit::Seconds),
+            silence,
+        )
+    }
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    value: f64,
+) -> fmt::Result {
+    let metric = ConstGauge::new(value);
+    metric.encode(encoder.encode_descriptor(name, help, unit, metric.metric_type())?)
+}
+
+fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    let metric = ConstCounter::new(value);
+    metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+}
+
+fn gauge_family<L: prometheus_client::encoding::EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    rows: impl IntoIterator<Item = (L, f64)>,
+) -> fmt::Result {
+    let mut family =
+        encoder.encode_descriptor(name, help, unit, ConstGauge::new(0.0).metric_type())?;
+    rows.into_iter().try_for_each(|(labels, value)| {
+        ConstGauge::new(value).encode(family.encode_family(&labels)?)
+    })
+}
+
+fn counter_family<L: prometheus_client::encoding::EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    rows: impl IntoIterator<Item = (L, u64)>,
+) -> fmt::Result {
+    let mut family =
+        encoder.encode_descriptor(name, help, None, ConstCounter::new(0_u64).metric_type())?;
+    rows.into_iter().try_for_each(|(labels, value)| {
+        ConstCounter::new(value).encode(family.encode_family(&labels)?)
+    })
+}

@@ -1,0 +1,190 @@
+//! The load balancer's maps as the kernel holds them.
+
+use std::collections::HashMap;
+
+use isthmus_abi::{
+    BackendRow, Counter, Frontend4Key, Frontend6Key, FrontendValue, Ring, ScopeProtocol, Slot,
+    TierHead, backend_state,
+};
+use isthmus_core::model::{Address, Protocol};
+use isthmus_core::table::TableBackend;
+use isthmus_proto::node::v1 as pb;
+
+use super::View;
+use crate::api::ViewError;
+use crate::datapath::{Datapath, DatapathError, MappedArray};
+
+/// A backend's row, by what names it.
+pub(super) type BackendIds = HashMap<(u32, Address, u16), (u32, u64)>;
+
+/// A frontend, by address, port and protocol number.
+pub(super) type ServiceIndices = HashMap<(Address, u16, u16), u32>;
+
+impl View {
+    pub(super) fn dump_lb(&self) -> Result<pb::DumpLbResponse, ViewError> {
+        self.with_datapath(|datapath| {
+            Ok(pb::DumpLbResponse {
+                node: Some(self.node_info()),
+                frontends: frontends(datapath)?,
+                rings: rings(datapath)?,
+                backends: backends(datapath)?,
+                counters: counters(datapath)?,
+            })
+        })
+    }
+}
+
+/// Shows every frontend: address, host port, protocol number, scope, service.
+fn each_frontend(
+    datapath: &Datapath,
+    visit: &mut dyn FnMut(Address, u16, ScopeProtocol, u32),
+) -> Result<(), DatapathError> {
+    let four = datapath.hash::<Frontend4Key, FrontendValue>("frontends4", "")?;
+    four.for_each(&mut |key, value| {
+        let address = Address::from_words([0, 0, 0xffff_u32.to_be(), key.address]);
+        visit(
+            address,
+            key.port.to_host(),
+            key.scope_protocol,
+            value.service,
+        );
+    })?;
+    let six = datapath.hash::<Frontend6Key, FrontendValue>("frontends6", "")?;
+    six.for_each(&mut |key, value| {
+        let address = Address::from_words(key.address);
+        visit(
+            address,
+            key.port.to_host(),
+            key.scope_protocol,
+            value.service,
+        );
+    })?;
+    Ok(())
+}
+
+fn protocol_name(number: u16) -> String {
+    Protocol::from_abi(number).map_or_else(|| "any".to_owned(), |protocol| protocol.to_string())
+}
+
+fn frontends(datapath: &Datapath) -> Result<Vec<pb::LbFrontend>, DatapathError> {
+    let mut rows = Vec::new();
+    each_frontend(datapath, &mut |address, port, scope_protocol, service| {
+        let row = pb::LbFrontend {
+            address: address.to_string(),
+            port: port.into(),
+            protocol: protocol_name(scope_protocol.protocol()),
+            scope: scope_protocol.scope().into(),
+            service,
+        };
+        rows.push((address, row));
+    })?;
+    rows.sort_by(|(a, left), (b, right)| {
+        (a, left.port, &left.protocol).cmp(&(b, right.port, &right.protocol))
+    });
+    Ok(rows.into_iter().map(|(_, row)| row).collect())
+}
+
+fn rings(datapath: &Datapath) -> Result<Vec<pb::LbRing>, DatapathError> {
+    let slots = datapath.array::<Slot>("slots")?;
+    let mut rows = Vec::new();
+    datapath
+        .array::<Ring>("rings")?
+        .for_each(&mut |service, ring| {
+            rows.push(pb::LbRing {
+                service,
+                word: ring.0,
+                slots: span(&slots, ring),
+            });
+        })?;
+    Ok(rows)
+}
+
+/// The words of a ring's span: heads, then every tier's slots. A ring that moved meanwhile gives what is there now.
+fn span(slots: &MappedArray<Slot>, ring: Ring) -> Vec<u64> {
+    let heads = u32::from(ring.tiers()).saturating_sub(1);
+    let first_end = heads.saturating_add(ring.len());
+    let word = |offset: u32| {
+        let index = ring
+            .span()
+            .checked_add(offset)
+            .filter(|index| *index < slots.capacity())?;
+        Some(slots.get(index).0)
+    };
+    let end = (0..heads)
+        .filter_map(word)
+        .map(|head| TierHead(head).offset().saturating_add(TierHead(head).len()))
+        .fold(first_end, u32::max)
+        .min(slots.capacity());
+    (0..end).map_while(word).collect()
+}
+
+fn backends(datapath: &Datapath) -> Result<Vec<pb::LbBackend>, DatapathError> {
+    let connects = datapath.array::<u64>("backend_connects")?;
+    let mut rows = Vec::new();
+    each_backend(datapath, &mut |id, row| {
+        rows.push(pb::LbBackend {
+            id,
+            address: Address::from_words(row.address).to_string(),
+            port: row.net_port().to_host().into(),
+            protocol: protocol_name(row.protocol.into()),
+            cluster: row.cluster.into(),
+            service: row.service,
+            generation: row.generation,
+            connects: connects.get(id),
+        });
+    })?;
+    Ok(rows)
+}
+
+fn each_backend(
+    datapath: &Datapath,
+    visit: &mut dyn FnMut(u32, BackendRow),
+) -> Result<(), DatapathError> {
+    datapath
+        .array::<BackendRow>("backends")?
+        .for_each(&mut |id, row| {
+            if row.state != backend_state::FREE {
+                visit(id, row);
+            }
+        })?;
+    Ok(())
+}
+
+fn counters(datapath: &Datapath) -> Result<Vec<pb::LbCounter>, DatapathError> {
+    let values = datapath.counters()?;
+    Ok(Counter::ALL
+        .into_iter()
+        .zip(values)
+        .map(|(counter, value)| pb::LbCounter {
+            number: counter as u32,
+            name: counter.name().to_owned(),
+            value,
+        })
+        .collect())
+}
+
+/// Services' indices by frontend, as the kernel has them.
+pub(super) fn service_indices(datapath: &Datapath) -> Result<ServiceIndices, DatapathError> {
+    let mut indices = HashMap::new();
+    each_frontend(datapath, &mut |address, port, scope_protocol, service| {
+        if scope_protocol.scope() == 0 && scope_protocol.protocol() != ScopeProtocol::ADDRESS_ONLY {
+            indices.insert((address, port, scope_protocol.protocol()), service);
+        }
+    })?;
+    Ok(indices)
+}
+
+/// Backends' ids and connects, as the kernel has them.
+pub(super) fn backend_ids(datapath: &Datapath) -> Result<BackendIds, DatapathError> {
+    let connects = datapath.array::<u64>("backend_connects")?;
+    let mut ids = HashMap::new();
+    each_backend(datapath, &mut |id, row| {
+        let key = (
+            row.service,
+            Address::from_words(row.address),
+            row.net_port().to_host(),
+        );
+        ids.insert(key, (id, connects.get(id)));
+    })?;
+    Ok(ids)
+}

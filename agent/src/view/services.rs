@@ -1,0 +1,194 @@
+//! Every frontend with the backends behind it.
+
+use std::collections::HashMap;
+
+use isthmus_core::desired::{self, BackendView, FrontendView, Rank, ServiceView};
+use isthmus_core::model::{Condition, ObjectName};
+use isthmus_core::store::Owner;
+use isthmus_proto::node::v1 as pb;
+
+use super::lb::{BackendIds, ServiceIndices, backend_ids, service_indices};
+use super::{View, seconds_since};
+use crate::api::ViewError;
+use crate::engine::Published;
+
+/// What the kernel's maps say, for all services at once.
+struct Kernel {
+    services: ServiceIndices,
+    backends: BackendIds,
+}
+
+impl View {
+    pub(super) fn services(&self) -> Result<pb::ListServicesResponse, ViewError> {
+        let published = self.published();
+        let kernel = self.with_datapath(|datapath| {
+            Ok(Kernel {
+                services: service_indices(datapath)?,
+                backends: backend_ids(datapath)?,
+            })
+        })?;
+        let names: Vec<&ObjectName> = published.rows.names().collect();
+        let frontends = names
+            .into_iter()
+            .filter_map(|name| desired::view(self.here, published.rows.group(name)))
+            .flat_map(|service| self.frontends(&published, &kernel, &service))
+            .collect();
+        Ok(pb::ListServicesResponse {
+            node: Some(self.node_info()),
+            frontends,
+        })
+    }
+
+    fn frontends(
+        &self,
+        published: &Published,
+        kernel: &Kernel,
+        service: &ServiceView,
+    ) -> Vec<pb::Frontend> {
+        service
+            .frontends
+            .iter()
+            .map(|frontend| self.frontend(published, kernel, service, frontend))
+            .collect()
+    }
+
+    fn frontend(
+        &self,
+        published: &Published,
+        kernel: &Kernel,
+        service: &ServiceView,
+        view: &FrontendView,
+    ) -> pb::Frontend {
+        let address = view.frontend.address;
+        let protocol = view.frontend.protocol;
+        let index = protocol
+            .and_then(|protocol| {
+                kernel
+                    .services
+                    .get(&(address, view.frontend.port, protocol.abi()))
+            })
+            .copied();
+        let problem = match (index, service.programmed) {
+            (Some(_), _) => String::new(),
+            (None, false) => "not global, and this agent runs with --services=global".to_owned(),
+            (None, true) => published
+                .faults
+                .iter()
+                .find(|fault| fault.service.as_ref() == Some(&service.name))
+                .map_or_else(
+                    || "not in the kernel yet".to_owned(),
+                    |fault| fault.error.to_string(),
+                ),
+        };
+        let tiers = Tiers::of(&view.backends);
+        let backends = view
+            .backends
+            .iter()
+            .filter(|backend| backend.address.is_v4() == address.is_v4());
+        pb::Frontend {
+            service: service.name.to_string(),
+            port_name: view.port_name.to_string(),
+            address: address.to_string(),
+            port: view.frontend.port.into(),
+            protocol: protocol
+                .map(|protocol| protocol.to_string())
+                .unwrap_or_default(),
+            r#type: "ClusterIP".to_owned(),
+            affinity: service.affinity.to_string(),
+            global: service.global,
+            shared: service.shared,
+            service_index: index,
+            problem,
+            backends: backends
+                .map(|backend| self.backend(published, kernel, service, &tiers, index, backend))
+                .collect(),
+        }
+    }
+
+    fn backend(
+        &self,
+        published: &Published,
+        kernel: &Kernel,
+        service: &ServiceView,
+        tiers: &Tiers,
+        index: Option<u32>,
+        backend: &BackendView,
+    ) -> pb::ServiceBackend {
+        let local = backend.cluster == self.here.cluster;
+        let owner = if local {
+            Owner::Local
+        } else {
+            Owner::Peer(backend.cluster)
+        };
+        let stale = published
+            .rows
+            .peer(backend.cluster)
+            .is_some_and(|peer| peer.stale);
+        let changed = published
+            .changed
+            .get(&(owner, service.name.clone(), backend.address));
+        let row =
+            index.and_then(|index| kernel.backends.get(&(index, backend.address, backend.port)));
+        let state = match backend.condition {
+            Condition::NotReady => pb::BackendState::NotReady,
+            _ if stale => pb::BackendState::Stale,
+            Condition::Ready => pb::BackendState::Active,
+            Condition::ServingTerminating => pb::BackendState::Terminating,
+        };
+        pb::ServiceBackend {
+            address: backend.address.to_string(),
+            port: backend.port.into(),
+            cluster: match &backend.cluster_name {
+                Some(name) => name.to_string(),
+                None if local => self.cluster.to_string(),
+                None => format!("cluster-{}", backend.cluster),
+            },
+            cluster_id: backend.cluster.get().into(),
+            local,
+            node: backend.node.to_string(),
+            zone: backend.zone.to_string(),
+            state: state.into(),
+            reason: backend.reason.to_string(),
+            state_seconds: changed.map(|at| seconds_since(*at)),
+            tier: backend.rank.and_then(|rank| tiers.place(rank)),
+            tier_name: backend
+                .rank
+                .map(|rank| rank.name(service.affinity).to_owned())
+                .unwrap_or_default(),
+            preferred: backend.preferred,
+            slots: backend.rank.map(|_| 1),
+            tier_slots: backend.rank.map(|rank| tiers.size(rank)),
+            backend_id: row.map(|(id, _)| *id),
+            connects: row.map(|(_, connects)| *connects),
+        }
+    }
+}
+
+/// Ranks that have a backend, in order: the tiers of the ring.
+struct Tiers {
+    ranks: Vec<Rank>,
+    sizes: HashMap<Rank, u32>,
+}
+
+impl Tiers {
+    fn of(backends: &[BackendView]) -> Self {
+        let mut sizes = HashMap::new();
+        for rank in backends.iter().filter_map(|backend| backend.rank) {
+            *sizes.entry(rank).or_default() += 1;
+        }
+        let mut ranks: Vec<Rank> = sizes.keys().copied().collect();
+        ranks.sort_unstable();
+        Self { ranks, sizes }
+    }
+
+    fn place(&self, rank: Rank) -> Option<u32> {
+        self.ranks
+            .binary_search(&rank)
+            .ok()
+            .and_then(|place| u32::try_from(place).ok())
+    }
+
+    fn size(&self, rank: Rank) -> u32 {
+        self.sizes.get(&rank).copied().unwrap_or_default()
+    }
+}

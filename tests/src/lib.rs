@@ -18,6 +18,7 @@
 //! Nothing here skips: a machine without root, cgroup2 or BPF is an error in one sentence. Nothing is left either: a lab
 //! goes when its value is dropped, when its owner dies of anything, and at the latest when the next one is built.
 
+pub mod bench;
 pub mod cgroup;
 pub mod client;
 pub mod host;

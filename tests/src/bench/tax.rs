@@ -1,0 +1,303 @@
+//! G1, the connect tax: what our programs add to `connect(2)`, over what any hook adds.
+
+mod calls;
+mod fleet;
+mod rows;
+
+use std::net::SocketAddrV4;
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, Result, ensure};
+use isthmus_core::model::Protocol;
+use serde_json::{Value, json};
+
+use super::arena::{Arena, NOBODY_INSIDE, NOBODY_OUTSIDE};
+use super::machine::{Ticks, pin};
+use super::sheet::Sheet;
+use super::stats::{Random, Rounds};
+use calls::{Caller, Cost, TIMED, WARM, connected, getpeername_cost};
+use fleet::{BACKEND_PORT, Fleet, Variant};
+
+/// Rounds of each case unless asked otherwise.
+const ROUNDS: usize = 320;
+/// The programs are loaded this often: where they lie in memory moves their cost.
+const LOADS: usize = 8;
+const FEW: u32 = 10;
+const MANY: u32 = 10_000;
+
+/// What clients connect to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Destination {
+    /// One service.
+    Hot,
+    /// A random one of all services, each time.
+    Wide,
+    /// No service, outside the service range.
+    Outside,
+    /// No service, inside the service range: the second look-up, whether the address is a service's.
+    Inside,
+    /// A connected socket's `getpeername`.
+    Getpeername,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Case {
+    protocol: Protocol,
+    services: u32,
+    destination: Destination,
+}
+
+impl Case {
+    fn name(self) -> String {
+        let (protocol, services) = (
+            if self.protocol == Protocol::Udp {
+                "UDP"
+            } else {
+                "TCP"
+            },
+            self.services,
+        );
+        let shown = if services == MANY { "10,000" } else { "10" };
+        match self.destination {
+            Destination::Hot => format!("{protocol} connect, one of {shown} services"),
+            Destination::Wide => format!("{protocol} connect, random among {shown} services"),
+            Destination::Outside => format!("{protocol} connect, no service"),
+            Destination::Inside => format!("{protocol} connect, no service but in --service-cidr"),
+            Destination::Getpeername => format!("getpeername, {protocol} socket of a service"),
+        }
+    }
+
+    fn variants(self) -> &'static [Variant] {
+        match self.destination {
+            Destination::Hot | Destination::Wide => &Variant::ALL,
+            _ => &[Variant::Bare, Variant::Trivial, Variant::Ours],
+        }
+    }
+
+    /// The place of a variant in a round.
+    fn place(self, variant: Variant) -> usize {
+        let place = self.variants().iter().position(|v| *v == variant);
+        place.unwrap_or(0)
+    }
+
+    /// Cases that one fleet serves.
+    fn of(protocol: Protocol, services: u32) -> Vec<Self> {
+        use Destination::{Getpeername, Hot, Inside, Outside, Wide};
+        let destinations: &[Destination] = match (protocol, services) {
+            (Protocol::Udp, MANY) => &[Hot, Wide, Outside, Inside, Getpeername],
+            (_, MANY) => &[Hot, Wide, Outside, Inside],
+            _ => &[Hot, Wide],
+        };
+        let case = |&destination| Self {
+            protocol,
+            services,
+            destination,
+        };
+        destinations.iter().map(case).collect()
+    }
+}
+
+/// All that was measured of a case.
+#[derive(Debug)]
+struct Measured {
+    case: Case,
+    /// Of `connect(2)`, or of `getpeername(2)`.
+    call: Rounds,
+    /// From `socket(2)` to the last `close(2)`.
+    cycle: Rounds,
+}
+
+pub fn run(batches: Option<usize>) -> Result<Sheet> {
+    let rounds = batches.unwrap_or(ROUNDS).max(2);
+    let loads = LOADS.min(rounds / 2);
+    let arena = Arena::enter()?;
+    let mut bench = Bench {
+        arena: &arena,
+        cpu: pin()?,
+        random: Random::new(2026),
+        discarded: 0,
+    };
+    let mut measured: Vec<Measured> = Vec::new();
+    for load in 0..loads {
+        let share = (load + 1) * rounds / loads - load * rounds / loads;
+        for (protocol, services) in [
+            (Protocol::Tcp, FEW),
+            (Protocol::Udp, FEW),
+            (Protocol::Tcp, MANY),
+            (Protocol::Udp, MANY),
+        ] {
+            bench
+                .fleet(protocol, services, share, &mut measured)
+                .with_context(|| format!("{services} services over {protocol:?}"))?;
+        }
+    }
+    let batch = format!(
+        "{rounds} rounds of interleaved batches in one process, over {loads} loads of the programs, pinned to {}; a batch is {TIMED} \
+         fresh sockets, after {WARM} untimed ones, with the programs attached for it alone; both ends in one thread on loopback; \
+         its value is the median by the clock (two readings a call, in every variant alike), for this measures without an \
+         instruction counter; figures are the 10th percentile of the batches, [95% bootstrap interval over loads and rounds]; \
+         {} rounds were thrown away for stolen time",
+        bench.cpu, bench.discarded
+    );
+    Ok(Sheet {
+        title: "what our hooks add to connect(), over what a trivial hook adds",
+        method: batch,
+        rows: rows::rows(&measured),
+        raw: measured.iter().map(Measured::raw).collect(),
+    })
+}
+
+struct Bench<'a> {
+    arena: &'a Arena,
+    /// As `/proc/stat` names it.
+    cpu: String,
+    random: Random,
+    discarded: usize,
+}
+
+impl Bench<'_> {
+    fn fleet(
+        &mut self,
+        protocol: Protocol,
+        services: u32,
+        rounds: usize,
+        measured: &mut Vec<Measured>,
+    ) -> Result<()> {
+        let fleet = Fleet::build(self.arena, services, protocol)?;
+        let caller = Caller::new(protocol)?;
+        for case in Case::of(protocol, services) {
+            let before = fleet.sent();
+            let (call, cycle, translated) = self.case(case, &fleet, &caller, rounds)?;
+            let sent = fleet.sent() - before;
+            ensure!(
+                sent == translated,
+                "{}: {translated} connects were made to services, {sent} translated",
+                case.name()
+            );
+            let known = measured.iter().position(|m| m.case == case);
+            let place = known.unwrap_or_else(|| {
+                measured.push(Measured {
+                    case,
+                    call: Rounds::default(),
+                    cycle: Rounds::default(),
+                });
+                measured.len() - 1
+            });
+            measured[place].call.push_load(call);
+            measured[place].cycle.push_load(cycle);
+        }
+        Ok(())
+    }
+
+    /// Rounds of one case, and how many connects to services were made in them.
+    #[expect(clippy::type_complexity, reason = "two tables of rounds, and a count")]
+    fn case(
+        &mut self,
+        case: Case,
+        fleet: &Fleet<'_>,
+        caller: &Caller,
+        rounds: usize,
+    ) -> Result<(Vec<Vec<f64>>, Vec<Vec<f64>>, u64)> {
+        let variants = case.variants();
+        let (mut calls, mut cycles, mut translated) = (Vec::new(), Vec::new(), 0);
+        let mut spare = rounds;
+        while calls.len() < rounds {
+            let steal = Ticks::read(&self.cpu)?.stolen;
+            let mut call = vec![0.0; variants.len()];
+            let mut cycle = vec![0.0; variants.len()];
+            for turn in 0..variants.len() {
+                // Each variant comes first, last and after each other as often.
+                let place = (turn + calls.len()) % variants.len();
+                let cost = self.batch(case, variants[place], fleet, caller)?;
+                (call[place], cycle[place]) = (cost.connect, cost.cycle);
+                translated += to_services(case, variants[place]);
+            }
+            if spare > 0 && Ticks::read(&self.cpu)?.stolen != steal {
+                spare -= 1;
+                self.discarded += 1;
+                continue;
+            }
+            calls.push(call);
+            cycles.push(cycle);
+        }
+        Ok((calls, cycles, translated))
+    }
+
+    fn batch(
+        &mut self,
+        case: Case,
+        variant: Variant,
+        fleet: &Fleet<'_>,
+        caller: &Caller,
+    ) -> Result<Cost> {
+        let count = WARM + TIMED;
+        let nobody = |address: &str| -> Result<Vec<SocketAddrV4>> {
+            Ok(vec![
+                SocketAddrV4::new(address.parse()?, BACKEND_PORT);
+                count
+            ])
+        };
+        let targets = match case.destination {
+            Destination::Getpeername => return self.getpeername(variant, fleet),
+            Destination::Hot => fleet.targets(variant, false, &mut self.random, count),
+            Destination::Wide => fleet.targets(variant, true, &mut self.random, count),
+            Destination::Outside => nobody(NOBODY_OUTSIDE)?,
+            Destination::Inside => nobody(NOBODY_INSIDE)?,
+        };
+        let links = fleet.attach(variant)?;
+        let cost = caller.batch(&targets)?;
+        drop(links);
+        Ok(cost)
+    }
+
+    /// Of a socket that our programs translated.
+    fn getpeername(&mut self, variant: Variant, fleet: &Fleet<'_>) -> Result<Cost> {
+        let service = fleet.targets(Variant::Ours, false, &mut self.random, 1)[0];
+        let socket: OwnedFd = {
+            let _links = fleet.attach(Variant::Ours)?;
+            connected(&service)?
+        };
+        let wanted = if variant == Variant::Ours {
+            service
+        } else {
+            backend_of(&socket)?
+        };
+        let _links = fleet.attach_getpeername(variant)?;
+        let cost = getpeername_cost(&socket, &wanted)?;
+        Ok(Cost {
+            connect: cost,
+            cycle: cost,
+        })
+    }
+}
+
+/// The peer as the kernel has it, while no program shows another.
+fn backend_of(socket: &OwnedFd) -> Result<SocketAddrV4> {
+    let peer = rustix::net::getpeername(socket)?.context("a connected socket has a peer")?;
+    Ok(SocketAddrV4::try_from(peer)?)
+}
+
+/// Connects of one batch that our programs must have translated.
+fn to_services(case: Case, variant: Variant) -> u64 {
+    match (case.destination, variant) {
+        // Its socket is translated by ours, whatever is measured then.
+        (Destination::Getpeername, _) => 1,
+        (Destination::Hot | Destination::Wide, Variant::Forgetful | Variant::Ours) => {
+            (WARM + TIMED) as u64
+        }
+        _ => 0,
+    }
+}
+
+impl Measured {
+    fn raw(&self) -> Value {
+        let variants: Vec<&str> = self.case.variants().iter().map(|v| v.name()).collect();
+        json!({
+            "case": self.case.name(),
+            "variants": variants,
+            "unit": "nanoseconds; loads of rounds of variants",
+            "call": self.call,
+            "cycle": self.cycle,
+        })
+    }
+}

@@ -1,3 +1,4 @@
+pub mod app;
 pub mod certs;
 pub mod config;
 mod dial;
@@ -6,6 +7,7 @@ pub mod http;
 pub mod hub;
 mod link;
 pub mod links;
+mod metrics;
 pub mod server;
 pub mod source;
 pub mod statefile;

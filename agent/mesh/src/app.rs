@@ -1,0 +1,202 @@
+//! The mesh server, put together: what starts in which order, and stops in the reverse one.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use isthmus_core::manifest::ManifestOptions;
+use isthmus_core::mesh::Cluster;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{CommonArgs, SourceSpec, duration, listen_address};
+use crate::http::{self, Readiness};
+use crate::hub::{self, HubConfig, HubHandle};
+use crate::links::{self, Links};
+use crate::metrics::MeshMetrics;
+use crate::server::{self, Listen};
+use crate::source::files;
+use crate::tls::Tls;
+
+/// The clustermesh API server: publishes its cluster's shared services to the clusters it is linked with, and feeds its
+/// own cluster's agents what those publish.
+#[derive(clap::Parser, Clone, Debug)]
+#[command(name = "isthmus-mesh", version)]
+pub struct MeshArgs {
+    #[command(flatten)]
+    pub common: CommonArgs,
+
+    /// Where peers and agents connect, with mTLS.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:4260", value_parser = listen_address)]
+    pub listen: SocketAddr,
+
+    /// A socket for this host's own agent, without TLS.
+    #[arg(long, value_name = "PATH")]
+    pub listen_unix: Option<PathBuf>,
+
+    /// The directory of links, which is watched: one ClusterLink a file.
+    #[arg(long, value_name = "DIR", default_value = "/etc/isthmus/links")]
+    pub links: PathBuf,
+
+    /// How often to say that we live, to peers and to agents.
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration)]
+    pub heartbeat: Duration,
+
+    /// What outlives a restart: the epoch, what was told, and what is known of peers.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/isthmus/mesh")]
+    pub state_dir: PathBuf,
+
+    /// Where /metrics, /healthz and /readyz are served, without TLS.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9971", value_parser = listen_address)]
+    pub http: SocketAddr,
+}
+
+/// Heartbeats that consumers accept.
+const HEARTBEAT: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(60);
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// It cannot start: in words for the operator.
+pub async fn run(args: MeshArgs) -> Result<()> {
+    let shutdown = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    let stop = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+        }
+        stop.cancel();
+    });
+    serve(args, shutdown).await
+}
+
+/// Runs until `shutdown`.
+///
+/// # Errors
+/// As [`run`].
+pub async fn serve(args: MeshArgs, shutdown: CancellationToken) -> Result<()> {
+    let own = args.common.cluster()?;
+    let own = Cluster {
+        name: own.name,
+        id: own.id,
+    };
+    let paths = args
+        .common
+        .tls
+        .required("peers and agents come with certificates")?;
+    if !HEARTBEAT.contains(&args.heartbeat) {
+        bail!(
+            "--heartbeat {:?} is not between 10ms and 60s",
+            args.heartbeat
+        );
+    }
+    let tls = Arc::new(Tls::new(paths.clone()));
+    let certificate = tls.configs()?.certificate;
+    let wanted = crate::certs::mesh_name(&own.name);
+    if !certificate.names.contains(&wanted) {
+        let (cert, names) = (paths.cert.display(), certificate.names.join(", "));
+        bail!("--tls-cert {cert} is for {names}, not for {wanted}: peers would turn it down");
+    }
+
+    // Sockets first: whoever is told that we run can connect.
+    let mut listen = Listen::default().tcp(args.listen, tls.clone()).await?;
+    if let Some(path) = &args.listen_unix {
+        listen = listen.unix(path)?;
+    }
+    let http_listener = http::listen(&args.http.to_string()).await?;
+
+    // The hub outlives all who talk to it, and writes the state last.
+    let hub_stop = CancellationToken::new();
+    let config = HubConfig {
+        own: own.clone(),
+        node: node_name(),
+        heartbeat: args.heartbeat,
+        state_dir: args.state_dir,
+    };
+    let (hub, hub_task) = hub::spawn(config, hub_stop.clone())?;
+
+    let readiness = Readiness::default();
+    let tasks = TaskTracker::new();
+    let mut registry = http::registry("mesh", env!("CARGO_PKG_VERSION"));
+    registry.register_collector(Box::new(MeshMetrics {
+        hub: hub.clone(),
+        tls,
+    }));
+    tasks.spawn(http::serve(
+        http_listener,
+        Arc::new(registry),
+        readiness.clone(),
+        shutdown.clone(),
+    ));
+    tasks.spawn(publish(
+        args.common.source,
+        hub.clone(),
+        readiness,
+        shutdown.clone(),
+    ));
+    let directory = Links::new(args.links, own.name.clone(), Some(paths));
+    let _problems = links::spawn(directory, hub.clone(), tasks.clone(), shutdown.clone());
+
+    tracing::info!(cluster = %own, listen = %args.listen, "isthmus-mesh {} runs", env!("CARGO_PKG_VERSION"));
+    let served = server::serve(listen, hub, shutdown.clone()).await;
+    shutdown.cancel();
+    tasks.close();
+    tasks.wait().await;
+    hub_stop.cancel();
+    hub_task.await.context("the hub's task")?;
+    served.context("serving mesh streams")
+}
+
+/// Source → hub, for as long as both are there.
+async fn publish(
+    source: SourceSpec,
+    hub: HubHandle,
+    readiness: Readiness,
+    shutdown: CancellationToken,
+) {
+    let mut hold = Some(readiness.hold(format!("the first list of {source} is not complete")));
+    let SourceSpec::Dir(directory) = source;
+    // Peers are told no ClusterIP: no range to take them from is needed.
+    let mut updates = files::watch(
+        directory,
+        ManifestOptions {
+            service_cidrs: Vec::new(),
+        },
+        shutdown,
+    );
+    let mut told = Vec::new();
+    while let Some(update) = updates.recv().await {
+        let problems: Vec<String> = update
+            .status
+            .problems
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        for problem in problems.iter().filter(|problem| !told.contains(*problem)) {
+            tracing::warn!("source: {problem}");
+        }
+        told = problems;
+        if !update.batch.is_empty() {
+            hub.publish(update.batch).await;
+        }
+        if update.status.complete {
+            hold = None;
+        }
+    }
+    drop(hold);
+}
+
+/// For people who look at a peer's log; empty if unknown.
+fn node_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}

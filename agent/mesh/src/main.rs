@@ -1,0 +1,41 @@
+use std::process::ExitCode;
+
+use isthmus_mesh::app::{self, MeshArgs};
+use isthmus_mesh::config;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let loaded = match config::load::<MeshArgs>() {
+        Ok(loaded) => loaded,
+        Err(error) => error.exit(),
+    };
+    if let Some(text) = loaded.print {
+        #[expect(
+            clippy::print_stdout,
+            reason = "--print-config is for people and pipes"
+        )]
+        {
+            print!("{text}");
+        }
+        return ExitCode::SUCCESS;
+    }
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("Error: cannot start a runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(app::run(loaded.args)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What `/metrics` says of a mesh server, read when it is asked for.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use isthmus_core::mesh::{HearsUs, LinkState};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use crate::hub::HubHandle;
+use crate::tls::Tls;
+
+/// A collector over the hub's newest view. Names: `isthmus_mesh_…`.
+#[derive(Debug)]
+pub struct MeshMetrics {
+    pub hub: HubHandle,
+    pub tls: Arc<Tls>,
+}
+
+type Label = [(&'static str, String); 1];
+
+impl Collector for MeshMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let (views, audience) = (self.hub.views(), *self.hub.audience().borrow());
+        let (view, now) = (views.borrow().clone(), Instant::now());
+        let peers: &[_] = view.peers.as_deref().map_or(&[], Vec::as_slice);
+        let label = |name: &dyn fmt::Display| [("peer", name.to_string())];
+        let mut peer_gauge =
+            |name, help, value: &dyn Fn(&isthmus_core::mesh::PeerView) -> Option<f64>| {
+                let samples = peers
+                    .iter()
+                    .filter_map(|peer| Some((label(&peer.name), value(peer)?)));
+                family(&mut encoder, name, help, samples)
+            };
+        let flag = |on: bool| Some(if on { 1.0 } else { 0.0 });
+        peer_gauge(
+            "mesh_peer_connected",
+            "1 while the link to the peer is connected",
+            &|peer| flag(peer.state == LinkState::Connected),
+        )?;
+        peer_gauge(
+            "mesh_peer_hears_us",
+            "1 while the peer's mesh server watches this one; absent if not known",
+            &|peer| {
+                if peer.hears_us == HearsUs::Unknown {
+                    None
+                } else {
+                    flag(peer.hears_us == HearsUs::Yes)
+                }
+            },
+        )?;
+        peer_gauge(
+            "mesh_peer_tries",
+            "Tries to connect since the link was last connected",
+            &|peer| Some(peer.tries.into()),
+        )?;
+        let ids = |id| {
+            view.clusters
+                .get(&id)
+                .map(|cluster| label(&cluster.cluster.name))
+        };
+        let ages = view.silences.iter().filter_map(|(id, _, last_word)| {
+            Some((ids(*id)?, last_word.as_ref()?.at(now).as_secs_f64()))
+        });
+        family(
+            &mut encoder,
+            "mesh_peer_last_word_age_seconds",
+            "Since the peer was last heard",
+            ages,
+        )?;
+        let clusters = || {
+            view.clusters
+                .values()
+                .map(|cluster| (label(&cluster.cluster.name), cluster.ledger.rows()))
+        };
+        let count = |count: usize| u32::try_from(count).map_or(f64::INFINITY, f64::from);
+        let services = clusters().map(|(name, rows)| (name, count(rows.services())));
+        family(
+            &mut encoder,
+            "mesh_peer_services",
+            "Services held of the peer",
+            services,
+        )?;
+        let endpoints = clusters().map(|(name, rows)| (name, count(rows.endpoints())));
+        family(
+            &mut encoder,
+            "mesh_peer_endpoints",
+            "Endpoints held of the peer",
+            endpoints,
+        )?;
+
+        let help = "Rows turned down because the peer may not speak for their cluster";
+        let mut refused =
+            encoder.encode_descriptor("mesh_peer_refused_rows", help, None, MetricType::Counter)?;
+        for peer in peers {
+            ConstCounter::new(peer.refused_rows)
+                .encode(refused.encode_family(&label(&peer.name))?)?;
+        }
+        let own = view.own.ledger.rows();
+        for (name, help, value) in [
+            (
+                "mesh_published_services",
+                "Services told to peers",
+                own.services(),
+            ),
+            (
+                "mesh_published_endpoints",
+                "Endpoints told to peers",
+                own.endpoints(),
+            ),
+            (
+                "mesh_agents",
+                "Agents of this cluster that are fed",
+                audience.agents,
+            ),
+            (
+                "mesh_watching_peers",
+                "Mesh servers of other clusters that watch this one",
+                audience.mesh_servers,
+            ),
+        ] {
+            gauge(&mut encoder, name, help, count(value))?;
+        }
+        if let Some(certificate) = self.tls.status().0 {
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "Unix time is exact in a double for 285 million years"
+            )]
+            let expiry = certificate.not_after.unix_timestamp() as f64;
+            let help = "When this mesh server's certificate expires, in Unix time";
+            gauge(
+                &mut encoder,
+                "mesh_certificate_expiry_timestamp_seconds",
+                help,
+                expiry,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn family(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    samples: impl Iterator<Item = (Label, f64)>,
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (label, value) in samples {
+        ConstGauge::new(value).encode(metric.encode_family(&label)?)?;
+    }
+    Ok(())
+}
+
+fn gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: f64) -> fmt::Result {
+    ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+}

@@ -1,0 +1,588 @@
+//! Clusters on loopback. Times are a tenth of the defaults.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use isthmus_core::mesh::{Cluster, FeedEvent, LinkState, PeerStatus, PeerView, Rows};
+use isthmus_core::model::{
+    Affinity, Batch, Condition, EndpointPort, EndpointRow, ObjectName, PortRow, Protocol,
+    RowChange, ServiceRow,
+};
+use isthmus_mesh::certs;
+use isthmus_mesh::config::TlsPaths;
+use isthmus_mesh::feed::{self, FeedConfig, MeshStatus};
+use isthmus_mesh::hub::{self, HubConfig, HubHandle};
+use isthmus_mesh::links::{self, Links};
+use isthmus_mesh::server::{self, Listen};
+use isthmus_mesh::tls::Tls;
+use isthmus_proto::mesh::v1 as proto;
+use isthmus_proto::mesh::v1::mesh_server::MeshServer;
+use isthmus_proto::mesh::v1::watch_response::Message;
+use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::server::Connected;
+use tonic::{Request, Response, Status, Streaming};
+
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
+pub(crate) const STALE: Duration = Duration::from_millis(400);
+pub(crate) const MESH_NAME: &str = "mesh";
+/// For conditions that hold sooner or later. Long, because the machine may be busy.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+pub(crate) fn cluster(name: &str, id: u16) -> Cluster {
+    Cluster {
+        name: name.parse().unwrap(),
+        id: id.try_into().unwrap(),
+    }
+}
+
+pub(crate) fn service(name: &str) -> RowChange {
+    RowChange::Service(Arc::new(ServiceRow {
+        name: ObjectName::new("production", name),
+        addresses: vec!["10.96.0.1".parse().unwrap()],
+        ports: vec![PortRow {
+            name: "".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+        }],
+        global: true,
+        shared: true,
+        affinity: Affinity::Local,
+    }))
+}
+
+pub(crate) fn endpoint(service: &str, number: u8) -> RowChange {
+    RowChange::Endpoint(Arc::new(EndpointRow {
+        service: ObjectName::new("production", service),
+        address: Ipv4Addr::new(10, 0, 0, number).into(),
+        ports: vec![EndpointPort {
+            name: "".into(),
+            protocol: Protocol::Tcp,
+            port: 8080,
+        }],
+        condition: Condition::Ready,
+        reason: "".into(),
+        node: "".into(),
+        zone: "".into(),
+    }))
+}
+
+pub(crate) fn rows(endpoints: u8) -> Vec<RowChange> {
+    let mut rows = vec![service("backend")];
+    rows.extend((1..=endpoints).map(|n| endpoint("backend", n)));
+    rows
+}
+
+pub(crate) struct World {
+    pub(crate) directory: TempDir,
+    pub(crate) ca: PathBuf,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        let ca = directory.path().join("ca");
+        Self { directory, ca }
+    }
+
+    pub(crate) async fn mesh(&self, name: &str, id: u16) -> Mesh {
+        let home = self.directory.path().join(name);
+        let certs = home.join("certs");
+        certs::issue(&name.parse().unwrap(), &certs, Some(&self.ca)).unwrap();
+        Mesh::start(
+            cluster(name, id),
+            home,
+            certs,
+            SocketAddr::from(([127, 0, 0, 1], 0)),
+        )
+        .await
+    }
+
+    pub(crate) fn agent_config(&self, mesh: &Mesh, name: &str, id: u16) -> FeedConfig {
+        FeedConfig {
+            server: mesh.address.to_string().parse().unwrap(),
+            tls: Some(TlsPaths {
+                ca: mesh.certs.join("ca.crt"),
+                cert: mesh.certs.join("agent.crt"),
+                key: mesh.certs.join("agent.key"),
+            }),
+            cluster: cluster(name, id),
+            node: format!("{name}-1"),
+            stale_after: STALE,
+            ttl: Duration::from_secs(300),
+            state_dir: mesh.home.join("agent"),
+        }
+    }
+
+    pub(crate) async fn agent(&self, mesh: &Mesh, name: &str, id: u16) -> Agent {
+        Agent::new(self.agent_config(mesh, name, id))
+    }
+
+    /// A mesh server of `own` that speaks for `other` too.
+    pub(crate) async fn liar(&self, own: Cluster, other: Cluster) -> SocketAddr {
+        let certs = self.directory.path().join("liar");
+        certs::issue(&own.name, &certs, Some(&self.ca)).unwrap();
+        let tls = Tls::new(paths(&certs, "mesh"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, incoming) = mpsc::channel::<io::Result<Anybody>>(4);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = tokio_rustls::TlsAcceptor::from(tls.configs().unwrap().server);
+                let stream = acceptor.accept(stream).await.map(Anybody);
+                if sender.send(stream).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let service = MeshServer::new(Liar { own, other });
+        let served = tonic::transport::Server::builder().add_service(service);
+        tokio::spawn(served.serve_with_incoming(ReceiverStream::new(incoming)));
+        address
+    }
+}
+
+fn paths(certs: &Path, who: &str) -> TlsPaths {
+    let file = |end: &str| certs.join(format!("{who}.{end}"));
+    TlsPaths {
+        ca: certs.join("ca.crt"),
+        cert: file("crt"),
+        key: file("key"),
+    }
+}
+
+/// A mesh server, in this process.
+pub(crate) struct Mesh {
+    own: Cluster,
+    pub(crate) home: PathBuf,
+    pub(crate) certs: PathBuf,
+    pub(crate) links: PathBuf,
+    pub(crate) socket: PathBuf,
+    pub(crate) address: SocketAddr,
+    pub(crate) hub: HubHandle,
+    stop: CancellationToken,
+    hub_stop: CancellationToken,
+    served: JoinHandle<()>,
+    tasks: TaskTracker,
+    hub_task: JoinHandle<()>,
+}
+
+impl Mesh {
+    async fn start(own: Cluster, home: PathBuf, certs: PathBuf, address: SocketAddr) -> Self {
+        let (links, socket) = (home.join("links"), home.join("mesh.sock"));
+        fs::create_dir_all(&links).unwrap();
+        let (stop, hub_stop, tasks) = (
+            CancellationToken::new(),
+            CancellationToken::new(),
+            TaskTracker::new(),
+        );
+        let tls = paths(&certs, "mesh");
+        let listen = Listen::default()
+            .tcp(address, Arc::new(Tls::new(tls.clone())))
+            .await
+            .unwrap();
+        let listen = listen.unix(&socket).unwrap();
+        let address = listen.address().unwrap();
+        let config = HubConfig {
+            own: own.clone(),
+            node: "test".to_owned(),
+            heartbeat: HEARTBEAT,
+            state_dir: home.join("state"),
+        };
+        let (hub, hub_task) = hub::spawn(config, hub_stop.clone()).unwrap();
+        let directory = Links::new(links.clone(), own.name.clone(), Some(tls));
+        let _problems = links::spawn(directory, hub.clone(), tasks.clone(), stop.clone());
+        let serving = server::serve(listen, hub.clone(), stop.child_token());
+        let served = tokio::spawn(async move { serving.await.unwrap() });
+        Self {
+            own,
+            home,
+            certs,
+            links,
+            socket,
+            address,
+            hub,
+            stop,
+            hub_stop,
+            served,
+            tasks,
+            hub_task,
+        }
+    }
+
+    pub(crate) async fn publish(&self, changes: Vec<RowChange>) {
+        self.hub
+            .publish(Batch {
+                changes,
+                complete: true,
+            })
+            .await;
+    }
+
+    pub(crate) fn link(&self, name: &str, address: SocketAddr, id: Option<u16>) {
+        let id = id.map(|id| format!("id: {id}\n  ")).unwrap_or_default();
+        self.write_link(name, format!("{id}endpoints: [\"{address}\"]"));
+    }
+
+    pub(crate) fn link_with(&self, name: &str, address: SocketAddr, ca: &Path, certs: &Path) {
+        let (ca, cert, key) = (ca.display(), certs.join("mesh.crt"), certs.join("mesh.key"));
+        let tls = format!(
+            "tls: {{ca: {ca}, cert: {}, key: {}}}",
+            cert.display(),
+            key.display()
+        );
+        self.write_link(name, format!("endpoints: [\"{address}\"]\n  {tls}"));
+    }
+
+    fn write_link(&self, name: &str, spec: String) {
+        let head = "apiVersion: mesh.isthmus.dev/v1alpha1\nkind: ClusterLink";
+        let beside = self.links.join(format!(".{name}"));
+        fs::write(
+            &beside,
+            format!("{head}\nmetadata: {{name: {name}}}\nspec:\n  {spec}\n"),
+        )
+        .unwrap();
+        fs::rename(beside, self.links.join(format!("{name}.yaml"))).unwrap();
+    }
+
+    fn peer(&self, name: &str) -> Option<PeerView> {
+        let view = self.hub.views().borrow().clone();
+        view.peers?
+            .iter()
+            .find(|peer| peer.name.as_str() == name)
+            .cloned()
+    }
+
+    pub(crate) fn is_connected(&self, name: &str) -> bool {
+        self.peer(name)
+            .is_some_and(|peer| peer.state == LinkState::Connected)
+    }
+
+    pub(crate) fn error(&self, name: &str) -> String {
+        self.peer(name)
+            .and_then(|peer| peer.last_error)
+            .map(|(words, _)| words)
+            .unwrap_or_default()
+    }
+
+    pub(crate) async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let mut views = self.hub.views();
+        let deadline = tokio::time::Instant::now() + DEADLINE;
+        while !holds(self) {
+            let changed = tokio::time::timeout_at(deadline, views.changed()).await;
+            assert!(
+                changed.is_ok(),
+                "{what} did not happen in {DEADLINE:?}: {:?}",
+                views.borrow().peers
+            );
+        }
+    }
+
+    pub(crate) async fn until_connected(&self, name: &str) {
+        self.until(&format!("{name} is connected"), |mesh| {
+            mesh.is_connected(name)
+        })
+        .await;
+    }
+
+    /// Until the link is refused; why.
+    pub(crate) async fn until_refused(&self, name: &str) -> String {
+        let refused = |mesh: &Self| {
+            mesh.peer(name)
+                .is_some_and(|peer| peer.state == LinkState::Refused)
+        };
+        self.until(&format!("{name} is refused"), refused).await;
+        self.error(name)
+    }
+
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        self.served.await.unwrap();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.hub_stop.cancel();
+        self.hub_task.await.unwrap();
+    }
+
+    pub(crate) async fn restart(self) -> Self {
+        let (own, home, certs, address) = (
+            self.own.clone(),
+            self.home.clone(),
+            self.certs.clone(),
+            self.address,
+        );
+        self.stop().await;
+        Self::start(own, home, certs, address).await
+    }
+}
+
+/// A feed, and a store that does what it says.
+pub(crate) struct Agent {
+    receiver: mpsc::Receiver<FeedEvent>,
+    statuses: watch::Receiver<Arc<MeshStatus>>,
+    stop: CancellationToken,
+    held: BTreeMap<String, (Rows, bool, bool)>,
+    pub(crate) events: Vec<FeedEvent>,
+    /// Changes of rows that the feed told.
+    pub(crate) rows_told: usize,
+}
+
+impl Agent {
+    pub(crate) fn new(config: FeedConfig) -> Self {
+        let stop = CancellationToken::new();
+        let (receiver, statuses) = feed::spawn(config, stop.clone());
+        Self {
+            receiver,
+            statuses,
+            stop,
+            held: BTreeMap::new(),
+            events: Vec::new(),
+            rows_told: 0,
+        }
+    }
+
+    pub(crate) fn status(&self) -> MeshStatus {
+        self.statuses.borrow().as_ref().clone()
+    }
+
+    pub(crate) fn peer(&self, name: &str) -> PeerStatus {
+        let peers = self.status().feed.peers;
+        peers
+            .into_iter()
+            .find(|peer| peer.name.as_str() == name)
+            .expect("a linked peer")
+    }
+
+    /// Services and endpoints.
+    pub(crate) fn held(&self, name: &str) -> Option<(usize, usize)> {
+        self.held
+            .get(name)
+            .map(|(rows, ..)| (rows.services(), rows.endpoints()))
+    }
+
+    pub(crate) fn stale(&self, name: &str) -> bool {
+        self.held.get(name).is_some_and(|(_, stale, _)| *stale)
+    }
+
+    pub(crate) fn complete(&self, name: &str) -> bool {
+        self.held.get(name).is_some_and(|(.., complete)| *complete)
+    }
+
+    fn apply(&mut self, event: FeedEvent) {
+        match &event {
+            FeedEvent::Peer { cluster, stale, .. } => {
+                self.held.entry(cluster.name.to_string()).or_default().1 = *stale;
+            }
+            FeedEvent::Rows { cluster, batch } => {
+                let (rows, _, complete) = self
+                    .held
+                    .get_mut(cluster.name.as_str())
+                    .expect("a peer comes before its rows");
+                for change in &batch.changes {
+                    rows.apply(change);
+                }
+                self.rows_told += batch.changes.len();
+                *complete |= batch.complete;
+            }
+            FeedEvent::Dropped { cluster, .. } => drop(self.held.remove(cluster.name.as_str())),
+            FeedEvent::Linked(_) => {}
+        }
+        self.events.push(event);
+    }
+
+    pub(crate) async fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !holds(self) {
+            assert!(
+                Instant::now() < deadline,
+                "{what} did not happen in {DEADLINE:?}: {:#?}",
+                self.status()
+            );
+            tokio::select! {
+                event = self.receiver.recv() => {
+                    let event = event.expect("the feed lives");
+                    self.apply(event);
+                }
+                changed = self.statuses.changed() => changed.unwrap(),
+                () = tokio::time::sleep(HEARTBEAT) => {}
+            }
+        }
+    }
+
+    /// Until its state is written.
+    pub(crate) async fn stop(mut self) {
+        self.stop.cancel();
+        while let Some(event) = self.receiver.recv().await {
+            self.apply(event);
+        }
+    }
+}
+
+/// A relay to one address. Cut, it takes connections and bytes, and nothing arrives.
+pub(crate) struct Wire {
+    pub(crate) address: SocketAddr,
+    cut: watch::Sender<bool>,
+}
+
+impl Wire {
+    pub(crate) async fn new(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (cut, state) = watch::channel(false);
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let mut state = state.clone();
+                tokio::spawn(async move {
+                    // Bytes that are on their way when the wire is cut are lost, and so is the connection.
+                    until(&mut state, false).await;
+                    let Ok(far) = TcpStream::connect(target).await else {
+                        return;
+                    };
+                    let (mut near, mut far) = (near, far);
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        () = until(&mut state, true) => {}
+                    }
+                    until(&mut state, false).await;
+                });
+            }
+        });
+        Self { address, cut }
+    }
+
+    pub(crate) fn cut(&self, cut: bool) {
+        self.cut.send_replace(cut);
+    }
+}
+
+async fn until(state: &mut watch::Receiver<bool>, cut: bool) {
+    // A wire that is no more is mended.
+    let _ = state.wait_for(|now| *now == cut).await;
+}
+
+struct Liar {
+    own: Cluster,
+    other: Cluster,
+}
+
+#[tonic::async_trait]
+impl proto::mesh_server::Mesh for Liar {
+    type WatchStream = ReceiverStream<Result<proto::WatchResponse, Status>>;
+
+    async fn watch(
+        &self,
+        _: Request<Streaming<proto::WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let (sender, receiver) = mpsc::channel(16);
+        let id = |cluster: &Cluster| u32::from(cluster.id.get());
+        let row = |name: &str| proto::RowChange {
+            change: Some(proto::row_change::Change::Service(proto::Service {
+                name: Some(proto::ObjectName {
+                    namespace: "production".into(),
+                    name: name.into(),
+                }),
+                ports: vec![],
+                global: true,
+                shared: true,
+            })),
+        };
+        let position = Some(proto::Position {
+            epoch: 1,
+            revision: 1,
+            digest: 1,
+        });
+        let mut messages = vec![Message::Hello(proto::ServerHello {
+            cluster_name: self.own.name.to_string(),
+            cluster_id: id(&self.own),
+            epoch: 1,
+            capabilities: vec![],
+            heartbeat_ms: 100,
+            version: 1,
+        })];
+        for cluster in [&self.other, &self.own] {
+            let (cluster_id, cluster_name) = (id(cluster), cluster.name.to_string());
+            messages.push(Message::Start(proto::ClusterStart {
+                cluster_id,
+                cluster_name,
+                resumed: false,
+            }));
+            messages.push(Message::Rows(proto::RowBatch {
+                cluster_id,
+                changes: vec![row("backend")],
+                position: None,
+            }));
+            messages.push(Message::Complete(proto::ClusterComplete {
+                cluster_id,
+                position,
+            }));
+        }
+        tokio::spawn(async move {
+            let mut messages = messages.into_iter();
+            for sequence in 1.. {
+                let message = messages.next();
+                if message.is_none() {
+                    tokio::time::sleep(HEARTBEAT).await;
+                }
+                let message = message.unwrap_or(Message::Heartbeat(proto::Heartbeat::default()));
+                if sender
+                    .send(Ok(proto::WatchResponse {
+                        sequence,
+                        message: Some(message),
+                    }))
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+struct Anybody(TlsStream<TcpStream>);
+
+impl Connected for Anybody {
+    type ConnectInfo = ();
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Anybody {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Anybody {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

@@ -92,8 +92,9 @@ struct Good {
     /// In the order of the file.
     objects: Vec<ObjectId>,
     findings: Vec<Problem>,
-    known: BTreeMap<&'static str, usize>,
-    unknown: BTreeMap<String, usize>,
+    /// As vectors, not maps: ten thousand files of one kind each are usual.
+    known: Vec<(&'static str, usize)>,
+    unknown: Vec<(String, usize)>,
 }
 
 /// One place that names an object. Orders by path, then by the place in the file.
@@ -225,8 +226,8 @@ impl Manifests {
             since: now,
             objects: ids,
             findings,
-            known,
-            unknown,
+            known: known.into_iter().collect(),
+            unknown: unknown.into_iter().collect(),
         };
         let before = self.files.get_mut(path).and_then(|file| file.good.take());
         self.count(Some(&good), before.as_ref());

@@ -21,8 +21,8 @@ pub(super) struct World {
     services: HashMap<ObjectName, Joined>,
     /// By its own name.
     pods: HashMap<ObjectName, Arc<Pod>>,
-    /// By the Service's name, then the slice's.
-    slices: HashMap<ObjectName, BTreeMap<Arc<str>, Arc<Slice>>>,
+    /// By the Service's name, each with its own.
+    slices: HashMap<ObjectName, Vec<NamedSlice>>,
     /// By the node's name.
     zones: HashMap<Arc<str>, Arc<str>>,
     /// Pods, under each of their labels.
@@ -34,6 +34,9 @@ pub(super) struct World {
     /// Endpoints last told.
     told: usize,
 }
+
+/// A slice and its name.
+type NamedSlice = (Arc<str>, Arc<Slice>);
 
 /// What to look at again at the next [`World::take`].
 #[derive(Debug, Default)]
@@ -223,7 +226,8 @@ impl World {
         let service = slice.service.clone();
         let slices = self.slices.entry(service.clone()).or_default();
         let first = slices.is_empty();
-        slices.insert(name.clone(), slice.clone());
+        slices.reserve_exact(1);
+        slices.push((name.clone(), slice.clone()));
         if first {
             // Pods give way.
             self.join(&service, texts);
@@ -237,7 +241,7 @@ impl World {
         let Some(slices) = self.slices.get_mut(&slice.service) else {
             return;
         };
-        slices.remove(name);
+        slices.retain(|(known, _)| known != name);
         if slices.is_empty() {
             self.slices.remove(&slice.service);
             self.join(&slice.service, texts);
@@ -269,10 +273,7 @@ impl World {
             return;
         };
         if let Some(slices) = self.slices.get(name) {
-            let slices: Vec<_> = slices
-                .iter()
-                .map(|(name, slice)| (name.clone(), slice.clone()))
-                .collect();
+            let slices = slices.clone();
             for (source, slice) in slices {
                 let rows = self.rows_of(&slice);
                 self.contribute(name, &source, rows);

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{CommonArgs, SourceSpec, duration, listen_address};
+use crate::config::{CommonArgs, ConfigError, SourceSpec, duration, listen_address};
 use crate::http::{self, Readiness};
 use crate::hub::{self, HubConfig, HubHandle};
 use crate::links::{self, Links};
@@ -94,10 +94,12 @@ pub async fn serve(args: MeshArgs, shutdown: CancellationToken) -> Result<()> {
         .tls
         .required("peers and agents come with certificates")?;
     if !HEARTBEAT.contains(&args.heartbeat) {
-        bail!(
-            "--heartbeat {:?} is not between 10ms and 60s",
-            args.heartbeat
-        );
+        let message = format!("{:?} is not between 10ms and 60s", args.heartbeat);
+        return Err(ConfigError::Invalid {
+            flag: "--heartbeat",
+            message,
+        }
+        .into());
     }
     let tls = Arc::new(Tls::new(paths.clone()));
     let certificate = tls.configs()?.certificate;
@@ -165,14 +167,12 @@ async fn publish(
 ) {
     let mut hold = Some(readiness.hold(format!("the first list of {source} is not complete")));
     let SourceSpec::Dir(directory) = source;
-    // Peers are told no ClusterIP: no range to take them from is needed.
-    let mut updates = files::watch(
-        directory,
-        ManifestOptions {
-            service_cidrs: Vec::new(),
-        },
-        shutdown,
-    );
+    // Addresses are derived and told to nobody: ranges so wide that Services hardly collide in them.
+    let service_cidrs = ["10.0.0.0/8", "fd00::/64"]
+        .iter()
+        .filter_map(|range| range.parse().ok())
+        .collect();
+    let mut updates = files::watch(directory, ManifestOptions { service_cidrs }, shutdown);
     let mut told = Vec::new();
     while let Some(update) = updates.recv().await {
         let problems: Vec<String> = update

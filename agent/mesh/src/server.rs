@@ -26,6 +26,8 @@ pub use listen::{Listen, ListenError, serve};
 const STREAMS_MAX: usize = 4096;
 /// Messages of one stream that wait to be sent. What changes meanwhile is folded, not queued.
 const OUTBOUND_MAX: usize = 4;
+/// The least time between two wakings by the clock.
+const CIRCLE: Duration = Duration::from_millis(5);
 /// For a consumer's hello.
 const GREETING: Duration = Duration::from_secs(3);
 
@@ -152,8 +154,11 @@ impl Session {
     async fn run(mut self) -> &'static str {
         // Nothing to say until the next view or deadline.
         let mut idle = false;
+        let mut woken = Instant::now();
         loop {
+            // A deadline that has passed with nothing to say waits for a view: not in a circle.
             let deadline = self.watcher.next_deadline(&self.views.borrow());
+            let deadline = deadline.max(woken + CIRCLE);
             tokio::select! {
                 () = self.shutdown.cancelled() => {
                     let _ = self.sender.try_send(Err(Status::unavailable("the mesh server stops")));
@@ -187,6 +192,7 @@ impl Session {
                         return "its heartbeat timed out";
                     }
                     idle = false;
+                    woken = Instant::now();
                 }
             }
         }

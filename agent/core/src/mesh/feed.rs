@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::message::in_sequence;
 use super::{
-    Age, Cluster, ConsumerHello, Fault, FromServer, PeerReport, PeerSilence, Role, Rows,     SavedSilence, Sequenced, ServerHello, VERSION,
+    Age, Cluster, ConsumerHello, Fault, FromServer, PeerReport, PeerSilence, Role, Rows,
+    SavedSilence, Sequenced, ServerHello, VERSION,
 };
 use crate::model::{Batch, ClusterId, ClusterName};
 
@@ -110,11 +111,9 @@ impl Feed {
     ) -> (Self, Vec<FeedEvent>) {
         let mut events = Vec::new();
         let mut peers = BTreeMap::new();
-        for saved in saved
-            .peers
-            .into_iter()
-            .filter(|peer| peer.cluster.id != settings.own.id)
-        {
+        for saved in saved.peers.into_iter().filter(|peer| {
+            peer.cluster.id != settings.own.id && peer.cluster.name != settings.own.name
+        }) {
             let mut peer = Peer::load(saved, now, wall);
             peer.judge(&settings, now, &mut events);
             peers.insert(peer.name.clone(), peer);

@@ -75,7 +75,14 @@ impl Hub {
             peers_made: now,
             news: News::Now,
         };
-        for saved in saved.links {
+        // Of a time when this cluster had another name or id.
+        let is_own = |other: &Cluster| other.id == hub.own.id || other.name == hub.own.name;
+        let links: Vec<SavedLink> = saved
+            .links
+            .into_iter()
+            .filter(|link| !is_own(&link.cluster))
+            .collect();
+        for saved in links {
             hub.instances += 1;
             let link = Link::load(saved, hub.instances, &hub.clock, now, wall);
             hub.links.insert(link.name.clone(), link);

@@ -42,42 +42,77 @@ pub(super) fn reached_from(root: &Path) -> Result<BTreeSet<PathBuf>> {
         let text =
             fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let beside = file.parent().unwrap_or(&file);
-        for named in named_by(&text) {
-            let candidates = match &named {
-                Named::Module(name) => vec![
-                    children.join(format!("{name}.rs")),
-                    children.join(name).join("mod.rs"),
-                ],
-                Named::File(path) => vec![beside.join(path)],
-            };
-            if let Some(found) = candidates.into_iter().find(|path| path.is_file()) {
-                let below = match &named {
-                    Named::Module(name) => children.join(name),
-                    Named::File(_) => found.parent().unwrap_or(&found).to_path_buf(),
-                };
-                open.push((found, below));
-            }
+        for named in named_by(&text, beside, &children) {
+            let found = named
+                .candidates
+                .into_iter()
+                .find(|(path, _)| path.is_file());
+            open.extend(found);
         }
     }
     Ok(reached)
 }
 
+/// Another file that a file names: where it may be, and for each where its own modules would lie.
 #[derive(Debug, PartialEq, Eq)]
-enum Named {
-    Module(String),
-    File(String),
+struct Named {
+    candidates: Vec<(PathBuf, PathBuf)>,
 }
 
-fn named_by(text: &str) -> Vec<Named> {
+/// `beside` is the file's directory; `children` is that of its modules.
+fn named_by(text: &str, beside: &Path, children: &Path) -> Vec<Named> {
     let mut named = Vec::new();
-    let mut path = None;
-    for line in text.lines().map(str::trim) {
-        if let Some(given) = quoted_after(line, "#[path") {
-            path = Some(given);
-        } else if let Some(included) = quoted_after(line, "include!(") {
-            named.push(Named::File(included));
-        } else if let Some(module) = module(line) {
-            named.push(path.take().map_or(Named::Module(module), Named::File));
+    let mut given = None;
+    // Inline modules that are open: the depth of braces outside each, and the directory of what they declare.
+    let mut inline: Vec<(usize, PathBuf)> = Vec::new();
+    let mut depth: usize = 0;
+    for (raw, (_, code)) in text.lines().zip(code_lines(text)) {
+        let (raw, code) = (raw.trim(), code.trim());
+        let below = inline.last().map_or(children, |(_, directory)| directory);
+        // A path in a file is meant from the file; one inside an inline module, from where its modules lie.
+        let origin = if inline.is_empty() { beside } else { below };
+        let file_in = |origin: &Path, path: String| {
+            let path = origin.join(path);
+            let directory = path.parent().unwrap_or(origin).to_path_buf();
+            Named {
+                candidates: vec![(path, directory)],
+            }
+        };
+        let file = |path| file_in(origin, path);
+        if let Some(path) = quoted_after(raw, "#[path") {
+            given = Some(path);
+        } else if let Some(path) = quoted_after(raw, "include!(") {
+            // Wherever it stands, it is meant from the file.
+            named.push(file_in(beside, path));
+        } else if let Some(module) = module(code, ';') {
+            named.push(given.take().map_or_else(
+                || {
+                    let directory = below.join(&module);
+                    let flat = below.join(format!("{module}.rs"));
+                    Named {
+                        candidates: vec![
+                            (flat, directory.clone()),
+                            (directory.join("mod.rs"), directory),
+                        ],
+                    }
+                },
+                file,
+            ));
+        } else if let Some(module) = module(code, '{') {
+            let directory = given
+                .take()
+                .map_or_else(|| below.join(&module), |path| origin.join(path));
+            inline.push((depth, directory));
+        }
+        for character in code.chars() {
+            match character {
+                '{' => depth += 1,
+                '}' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+        }
+        if code.contains('}') {
+            inline.retain(|(outside, _)| *outside < depth);
         }
     }
     named
@@ -88,19 +123,17 @@ fn quoted_after(line: &str, beginning: &str) -> Option<String> {
     rest.split('"').nth(1).map(str::to_owned)
 }
 
-/// The name in `mod name;`, with any visibility and attributes on its line before it.
-fn module(line: &str) -> Option<String> {
-    let declaration = line.split("//").next()?.trim().strip_suffix(';')?;
-    let (before, name) = declaration.rsplit_once("mod ")?;
+/// The name in `mod name;` or `mod name {`, with any visibility and attributes on its line before it.
+fn module(code: &str, end: char) -> Option<String> {
+    let (before, name) = code.strip_suffix(end)?.rsplit_once("mod ")?;
     let before = before.trim_end();
     let visible = before.is_empty()
         || before == "pub"
-        || before.ends_with(')')
-        || before.ends_with("] pub")
-        || before.ends_with(']');
+        || before.ends_with([')', ']'])
+        || before.ends_with("] pub");
     let plain = name.trim().trim_start_matches("r#");
-    (visible && !plain.is_empty() && plain.chars().all(|c| c.is_alphanumeric() || c == '_'))
-        .then(|| plain.to_owned())
+    let named = !plain.is_empty() && plain.chars().all(|c| c.is_alphanumeric() || c == '_');
+    (visible && named).then(|| plain.to_owned())
 }
 
 /// Lines counted from 1, without what stands in comments and string literals.
@@ -176,25 +209,38 @@ mod tests {
     fn declarations_of_modules_are_read() {
         for (line, wanted) in [
             ("mod a;", Some("a")),
-            ("pub(crate) mod b_2; // why", Some("b_2")),
+            ("pub(crate) mod b_2;", Some("b_2")),
             ("#[cfg(test)] mod tests;", Some("tests")),
             ("pub mod r#type;", Some("type")),
             ("mod inline {", None),
-            ("// mod gone;", None),
             ("let x = mod_of(y);", None),
         ] {
-            assert_eq!(module(line).as_deref(), wanted, "{line}");
+            assert_eq!(module(line, ';').as_deref(), wanted, "{line}");
         }
+        assert_eq!(module("pub mod inline {", '{').as_deref(), Some("inline"));
+    }
+
+    /// The first places where the named files may be.
+    fn places(text: &str) -> Vec<String> {
+        let named = named_by(text, Path::new("src"), Path::new("src/own"));
+        named
+            .iter()
+            .map(|named| named.candidates[0].0.display().to_string())
+            .collect()
     }
 
     #[test]
-    fn paths_and_includes_are_followed() {
+    fn paths_includes_and_inline_modules_are_followed() {
         let text = "#[path = \"other/place.rs\"]\nmod place;\ninclude!(\"generated/v1.rs\");\n";
+        assert_eq!(places(text), ["src/other/place.rs", "src/generated/v1.rs"]);
+        let text = "#[path = \"lab\"]\nmod lab {\n    mod a; // why\n    fn f() {}\n    mod b;\n}\n// mod gone;\nmod c;\nmod d {\n    mod e;\n}\n";
         assert_eq!(
-            named_by(text),
+            places(text),
             [
-                Named::File("other/place.rs".into()),
-                Named::File("generated/v1.rs".into())
+                "src/lab/a.rs",
+                "src/lab/b.rs",
+                "src/own/c.rs",
+                "src/own/d/e.rs"
             ]
         );
     }

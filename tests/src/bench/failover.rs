@@ -14,6 +14,7 @@ use crate::manifests::PodStatus;
 use crate::process::Programs;
 use crate::spec::{ClusterSpec, LabSpec, LinkSpec, PodSpec};
 use crate::traffic::{Requests, Traffic};
+use crate::wait::wait_for;
 
 const SWITCHES: usize = 60;
 const RATE: f64 = 20_000.0;
@@ -48,6 +49,15 @@ pub fn run(batches: Option<usize>) -> Result<Sheet> {
         cluster.manifests().write("service.yaml", MANIFEST)?;
     }
     lab.start()?;
+    // Ready agents may not have heard of the peer yet, and without its backend there is nothing to fail over to.
+    let node = lab.node("east-1")?;
+    wait_for("east knows west's backend", DEADLINE, || {
+        let frontends = node.frontends()?;
+        let mut backends = frontends.iter().flat_map(|frontend| &frontend.backends);
+        Ok(backends
+            .any(|backend| backend.cluster == "west" && backend.backend_id.is_some())
+            .then_some(()))
+    })?;
     let local = lab.pod("east/backend")?;
     let requests = Requests::to(&format!("{ADDRESS}={SERVICE}"))?
         .udp(BATCH)

@@ -484,7 +484,10 @@ impl Datapath {
 
 /// Takes the right to write the maps below `bpffs`; it ends with the process at the latest.
 fn lock_dir(bpffs: &Path) -> Result<Flock<File>, DatapathError> {
-    let failed = |cause| DatapathError::Path { path: bpffs.to_owned(), cause };
+    let failed = |cause| DatapathError::Path {
+        path: bpffs.to_owned(),
+        cause,
+    };
     let dir = File::open(bpffs).map_err(failed)?;
     Flock::lock(dir, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         nix::errno::Errno::EWOULDBLOCK => DatapathError::InUse(bpffs.to_owned()),
@@ -515,10 +518,17 @@ pub fn cleanup(bpffs: &Path) -> Result<usize, DatapathError> {
         return Ok(0);
     }
     let _lock = lock_dir(bpffs)?;
-    let failed = |cause| DatapathError::Path { path: bpffs.to_owned(), cause };
+    let failed = |cause| DatapathError::Path {
+        path: bpffs.to_owned(),
+        cause,
+    };
     // Links first: a hook must not run with half of its maps' names gone.
     let links = bpffs.join("links");
-    let detached = if links.exists() { remove(&links).map_err(failed)? } else { 0 };
+    let detached = if links.exists() {
+        remove(&links).map_err(failed)?
+    } else {
+        0
+    };
     Ok(detached + remove(bpffs).map_err(failed)?)
 }
 

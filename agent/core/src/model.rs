@@ -9,6 +9,6 @@ mod row;
 pub use address::{Address, Protocol};
 pub use cluster::{ClusterId, ClusterName, InvalidClusterId, InvalidClusterName};
 pub use row::{
-    Affinity, Batch, Condition, EndpointKey, EndpointPort, EndpointRow, ObjectName, PortRow, Problem, ProblemKind,
-    RowChange, ServiceRow,
+    Affinity, Batch, Condition, EndpointKey, EndpointPort, EndpointRow, ObjectName, PortRow,
+    Problem, ProblemKind, RowChange, ServiceRow,
 };

@@ -140,9 +140,9 @@ fn an_agent_alone_remembers_the_remote_backends() {
     lab.pod("east/backend-1").unwrap().withdraw().unwrap();
     node.wait_frontend(SERVICE, PORT, "has three backends", |f| f.serving() == 3)
         .unwrap();
+    let mut traffic = full_traffic(&lab);
     lab.cluster("east").unwrap().kill_mesh().unwrap();
     node.kill_agent().unwrap();
-    let mut traffic = full_traffic(&lab);
     // It is not fully ready without its feed, or it is: both are fine, as long as it works.
     node.spawn_agent(&[]).unwrap();
     lab.pod("east/backend-1")

@@ -1,0 +1,169 @@
+//! Exact numbers of the datapath, recorded by kernel: what its maps cost and what the verifier walks.
+//!
+//! Memory is exact. Instructions follow the compiler too, so another toolchain than the pinned one may walk a tenth more
+//! or less; whoever changes the programs records the new number, and a reader of the history sees what it cost.
+
+use anyhow::{Context, ensure};
+use isthmus_agent::datapath::{Datapath, MapSizes, cleanup};
+
+use super::Row;
+use super::world::World;
+
+/// The sizes of the flags' defaults.
+const DEFAULTS: MapSizes = MapSizes {
+    services: 65536,
+    backends: 65536,
+    ring_slots: 262_144,
+};
+
+/// Most instructions that a program may cost the verifier, on any kernel.
+const WALK_MAX: u32 = 12_000;
+
+/// Kernel series; bytes of each map at the defaults; instructions walked for each program. Maps whose cost follows the
+/// number of CPUs are left out.
+struct Recorded {
+    series: &'static str,
+    memlock: [(&'static str, u64); 8],
+    walked: [(&'static str, u32); 4],
+}
+
+const RECORDED: [Recorded; 3] = [
+    Recorded {
+        series: "6.1",
+        memlock: [
+            ("frontends4", 2_097_152),
+            ("frontends6", 4_194_304),
+            ("rings", 1_048_576),
+            ("slots", 4_194_304),
+            ("backends", 2_621_440),
+            ("backend_connects", 1_048_576),
+            ("sockets", 4_718_592),
+            ("sockets_spilled", 1_179_648),
+        ],
+        walked: [
+            ("getpeername4", 210),
+            ("getpeername6", 236),
+            ("connect4", 1316),
+            ("connect6", 1753),
+        ],
+    },
+    Recorded {
+        series: "6.12",
+        memlock: [
+            ("frontends4", 10_486_864),
+            ("frontends6", 12_584_048),
+            ("rings", 528_384),
+            ("slots", 2_101_248),
+            ("backends", 2_101_248),
+            ("backend_connects", 528_384),
+            ("sockets", 4_198_400),
+            ("sockets_spilled", 2_229_184),
+        ],
+        walked: [
+            ("getpeername4", 196),
+            ("getpeername6", 221),
+            ("connect4", 1168),
+            ("connect6", 1508),
+        ],
+    },
+    Recorded {
+        series: "6.18",
+        memlock: [
+            ("frontends4", 10_486_800),
+            ("frontends6", 12_583_984),
+            ("rings", 528_384),
+            ("slots", 2_101_248),
+            ("backends", 2_101_248),
+            ("backend_connects", 528_384),
+            ("sockets", 4_198_400),
+            ("sockets_spilled", 2_229_120),
+        ],
+        walked: [
+            ("getpeername4", 189),
+            ("getpeername6", 214),
+            ("connect4", 1214),
+            ("connect6", 1460),
+        ],
+    },
+];
+
+pub fn rows() -> Vec<Row> {
+    vec![
+        (
+            "memory of each map at the defaults is what is recorded".to_owned(),
+            Box::new(memory),
+        ),
+        (
+            "instructions walked by the verifier are what is recorded".to_owned(),
+            Box::new(instructions),
+        ),
+    ]
+}
+
+fn recorded() -> anyhow::Result<&'static Recorded> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut parts = release.split('.');
+    let series = format!(
+        "{}.{}",
+        parts.next().unwrap_or_default(),
+        parts.next().unwrap_or_default()
+    );
+    RECORDED.iter().find(|recorded| recorded.series == series).with_context(|| {
+        format!("nothing is recorded for Linux {series}: run the rows there, and add what they print to RECORDED")
+    })
+}
+
+fn memory(world: &mut World) -> anyhow::Result<()> {
+    let mut config = world.config();
+    config.sizes = DEFAULTS;
+    config.bpffs.as_mut_os_string().push("-defaults");
+    let uses = Datapath::open(&config).map(|datapath| datapath.map_uses());
+    cleanup(&config.bpffs)?;
+    let uses = uses?;
+    for map in &uses {
+        println!(
+            "    {}: {} bytes for {} rows",
+            map.name, map.memlock, map.capacity
+        );
+    }
+    for (name, wanted) in recorded()?.memlock {
+        let map = uses
+            .iter()
+            .find(|map| map.name == name)
+            .with_context(|| format!("no map {name}"))?;
+        ensure!(
+            map.memlock == wanted,
+            "{name} takes {} bytes; {wanted} are recorded",
+            map.memlock
+        );
+    }
+    Ok(())
+}
+
+fn instructions(world: &mut World) -> anyhow::Result<()> {
+    let walked = world.datapath().verified_instructions();
+    ensure!(
+        walked.len() == 4,
+        "the kernel says instructions of {} programs",
+        walked.len()
+    );
+    for (name, count) in &walked {
+        println!("    {name}: {count} instructions");
+        ensure!(
+            *count <= WALK_MAX,
+            "{name} costs the verifier {count} instructions; {WALK_MAX} are the most"
+        );
+    }
+    for (name, wanted) in recorded()?.walked {
+        let count = walked
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, count)| *count);
+        let count = count.with_context(|| format!("no program {name}"))?;
+        ensure!(
+            count.abs_diff(wanted) <= wanted / 10,
+            "{name} costs the verifier {count} instructions; {wanted} are recorded"
+        );
+    }
+    Ok(())
+}

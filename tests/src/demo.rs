@@ -38,7 +38,7 @@ clusters:
 links: [{between: [east, west]}]
 ";
 /// Requests a second.
-const RATE: f64 = 2000.0;
+const RATE: u32 = 2000;
 /// How long each stretch of traffic is watched.
 const STRETCH: Duration = Duration::from_secs(2);
 
@@ -145,7 +145,7 @@ impl Story {
 
     /// Traffic goes on from here, and what was before is forgotten.
     fn traffic(&mut self) -> Result<()> {
-        self.client.rate(RATE)?;
+        self.client.rate(f64::from(RATE))?;
         let before = self.client.mark()?;
         self.tally(&before);
         Ok(())
@@ -153,7 +153,7 @@ impl Story {
 
     /// A stretch of traffic, all of it over at the end.
     fn stretch(&mut self) -> Result<Report> {
-        self.client.rate(RATE)?;
+        self.client.rate(f64::from(RATE))?;
         // The length of a measurement, not a wait for anything.
         std::thread::sleep(STRETCH);
         self.rest()

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use isthmus_tests::client::monotonic;
 use isthmus_tests::{PodStatus, wait_for};
 
+use super::voice::thousands;
 use super::{MANIFEST, RATE, SERVICE, STRETCH, Story, expect_no_failure};
 
 const AFFINITY: &str = "service.cilium.io/affinity";
@@ -18,7 +19,8 @@ impl Story {
         );
         let target = self.frontend.target()?;
         self.voice.note(&format!(
-            "client in east -> {SERVICE} {target}, one connection per request, {RATE}/s"
+            "client in east -> {SERVICE} {target}, one connection per request, {}/s",
+            thousands(RATE.into())
         ));
         let report = self.stretch()?;
         expect_no_failure(&report)?;
@@ -64,7 +66,7 @@ impl Story {
         self.voice.traffic(
             STRETCH.as_secs_f64(),
             &report,
-            &format!("kernel counted the same {counted} in all"),
+            &format!("kernel counted the same {} in all", thousands(counted)),
         );
         Ok(())
     }
@@ -116,7 +118,7 @@ impl Story {
         self.voice.traffic(
             took.as_secs_f64(),
             &report,
-            &format!("kernel counted the same {counted} in all"),
+            &format!("kernel counted the same {} in all", thousands(counted)),
         );
         Ok(())
     }
@@ -173,7 +175,7 @@ impl Story {
         self.voice.traffic(
             STRETCH.as_secs_f64(),
             &report,
-            &format!("kernel counted the same {counted} in all"),
+            &format!("kernel counted the same {} in all", thousands(counted)),
         );
 
         self.lab.pod("east/backend-2")?.start_server()?;
@@ -221,7 +223,7 @@ impl Story {
         self.voice.traffic(
             STRETCH.as_secs_f64(),
             &report,
-            &format!("kernel counted the same {counted} in all"),
+            &format!("kernel counted the same {} in all", thousands(counted)),
         );
         self.show(&["clustermesh", "status"], 1)?;
         self.show(&["service", "list"], 0)
@@ -266,7 +268,7 @@ impl Story {
         self.voice.traffic(
             STRETCH.as_secs_f64(),
             &report,
-            &format!("kernel counted the same {counted}"),
+            &format!("kernel counted the same {}", thousands(counted)),
         );
         Ok(())
     }

@@ -60,7 +60,7 @@ impl Voice {
             Some(ms) => format!("after {ms:.1} ms"),
         };
         let event = json!({"cause": cause, "effect": effect, "milliseconds": ms});
-        self.tell(event, &format!("   + {cause:<48} {effect} {time}"));
+        self.tell(event, &format!("   + {cause:<46} {effect} {time}"));
     }
     /// Traffic of one stretch.
     pub(crate) fn traffic(&mut self, seconds: f64, report: &Report, remark: &str) {
@@ -82,7 +82,7 @@ impl Voice {
         let event = json!({"command": command, "exit": exit, "output": text});
         self.tell(
             event,
-            &format!("\n$ {command}      (exit {exit})\n{}\n", text.trim_end()),
+            &format!("\n$ {command}      (exit {exit})\n{}", text.trim_end()),
         );
     }
     pub(crate) fn commands(&mut self, lab: &Lab, frontend: &Frontend) -> Result<()> {
@@ -154,7 +154,7 @@ impl Voice {
 }
 
 /// `8,000`
-fn thousands(number: u64) -> String {
+pub(crate) fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {

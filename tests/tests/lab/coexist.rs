@@ -17,17 +17,17 @@ fn kube_proxy(lab: &Lab, node: Node<'_>) {
     let rules = format!(
         "table ip kube-proxy {{
             counter boths {{ }}
-            chain endpoint-1 {{ meta l4proto tcp dnat to {}:{PORT} }}
-            chain endpoint-2 {{ meta l4proto tcp dnat to {}:{PORT} }}
-            chain theirs {{ numgen random mod 2 vmap {{ 0 : goto endpoint-1, 1 : goto endpoint-2 }} }}
-            chain boths {{ counter name boths goto theirs }}
+            chain endpoint-1 {{ meta l4proto tcp dnat to {}:{PORT}; }}
+            chain endpoint-2 {{ meta l4proto tcp dnat to {}:{PORT}; }}
+            chain theirs {{ numgen random mod 2 vmap {{ 0 : goto endpoint-1, 1 : goto endpoint-2 }}; }}
+            chain boths {{ counter name boths goto theirs; }}
             map service-ips {{
                 type ipv4_addr . inet_proto . inet_service : verdict
                 elements = {{ {THEIRS} . tcp . 80 : goto theirs, {BOTHS} . tcp . 80 : goto boths }}
             }}
-            chain services {{ ip daddr . meta l4proto . th dport vmap @service-ips }}
-            chain nat-prerouting {{ type nat hook prerouting priority dstnat; jump services }}
-            chain nat-output {{ type nat hook output priority -100; jump services }}
+            chain services {{ ip daddr . meta l4proto . th dport vmap @service-ips; }}
+            chain nat-prerouting {{ type nat hook prerouting priority dstnat; jump services; }}
+            chain nat-output {{ type nat hook output priority -100; jump services; }}
         }}\n",
         pods[0], pods[1]
     );

@@ -280,6 +280,11 @@ mod tests {
         assert_eq!(publisher.told.rows().endpoints(), 2);
         assert!(!publisher.apply(&batch(rows[2..].to_vec(), true)));
         assert_eq!(publisher.ledger().rows().position(), before);
+        // An endpoint before its service, in a batch of its own.
+        let mut publisher = Publisher::load(saved.clone());
+        assert!(!publisher.apply(&batch(rows[1..].to_vec(), false)));
+        assert!(!publisher.apply(&batch(rows[..1].to_vec(), true)));
+        assert_eq!(publisher.ledger().rows().position(), before);
         // Told less: the next revision, and only at the end of the list.
         let mut publisher = Publisher::load(saved);
         publisher.apply(&batch(rows[..2].to_vec(), false));

@@ -191,8 +191,39 @@ impl From<Lists> for Rows {
     fn from(lists: Lists) -> Self {
         Self {
             position: lists.position,
-            services: lists.services.into_iter().map(|row| (row.name.clone(), row)).collect(),
-            endpoints: lists.endpoints.into_iter().map(|row| (row.key(), row)).collect(),
+            services: lists
+                .services
+                .into_iter()
+                .map(|row| (row.name.clone(), row))
+                .collect(),
+            endpoints: lists
+                .endpoints
+                .into_iter()
+                .map(|row| (row.key(), row))
+                .collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::Epoch;
+    use crate::mesh::simulation::service;
+
+    #[test]
+    fn a_change_unsettles_and_an_equal_row_does_not() {
+        let mut rows = Rows::default();
+        assert!(rows.apply(&service("a", 80)));
+        let position = Position {
+            epoch: Epoch(1),
+            revision: 1,
+            digest: 1,
+        };
+        rows.settle(position);
+        assert!(!rows.apply(&service("a", 80)));
+        assert_eq!(rows.position(), Some(position));
+        assert!(rows.apply(&service("a", 81)));
+        assert_eq!(rows.position(), None);
     }
 }

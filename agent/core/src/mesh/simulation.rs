@@ -743,9 +743,9 @@ enum Op {
     Endpoint(u8, u32, bool),
     TakeEndpoint(u8, u32),
     Steps(u8),
-    Duplicate(bool),
-    Swap(bool),
-    Lose(bool),
+    Repeat(bool, usize),
+    Swap(bool, usize),
+    Lose(bool, usize),
     Cut(bool),
     HalfOpen(bool),
     RestartWest,
@@ -763,9 +763,9 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (0..4_u8, 0..6_u32, any::<bool>()).prop_map(|(n, e, ready)| Op::Endpoint(n, e, ready)),
         3 => (0..4_u8, 0..6_u32).prop_map(|(n, e)| Op::TakeEndpoint(n, e)),
         8 => (1..12_u8).prop_map(Op::Steps),
-        1 => any::<bool>().prop_map(Op::Duplicate),
-        1 => any::<bool>().prop_map(Op::Swap),
-        1 => any::<bool>().prop_map(Op::Lose),
+        2 => (any::<bool>(), 0..8_usize).prop_map(|(link, n)| Op::Repeat(link, n)),
+        2 => (any::<bool>(), 0..4_usize).prop_map(|(link, n)| Op::Swap(link, n)),
+        2 => (any::<bool>(), 0..4_usize).prop_map(|(link, n)| Op::Lose(link, n)),
         1 => any::<bool>().prop_map(Op::Cut),
         1 => any::<bool>().prop_map(Op::HalfOpen),
         1 => Just(Op::RestartWest),
@@ -788,7 +788,7 @@ fn apply(world: &mut World, op: &Op) {
             }
         }
     };
-    if let Op::Duplicate(link) | Op::Swap(link) | Op::Lose(link) = op {
+    if let Op::Repeat(link, _) | Op::Swap(link, _) | Op::Lose(link, _) = op {
         if *link && world.west_alive {
             fill(&mut world.link, &mut world.west, world.now);
         } else if world.east_alive {
@@ -801,15 +801,13 @@ fn apply(world: &mut World, op: &Op) {
         Op::Endpoint(n, e, ready) => world.say(&[endpoint(&name(n), *e, *ready)]),
         Op::TakeEndpoint(n, e) => world.say(&[RowKey::of(&endpoint(&name(n), *e, true)).gone()]),
         Op::Steps(n) => world.run(STEP * u32::from(*n)),
-        Op::Duplicate(link) => on_wire(world, *link, |queue| queue.extend(queue.back().cloned())),
-        Op::Swap(link) => on_wire(world, *link, |queue| {
-            if queue.len() > 1 {
-                queue.swap(0, 1);
+        Op::Repeat(link, n) => on_wire(world, *link, |queue| queue.extend(queue.get(*n).cloned())),
+        Op::Swap(link, n) => on_wire(world, *link, |queue| {
+            if n + 1 < queue.len() {
+                queue.swap(*n, n + 1);
             }
         }),
-        Op::Lose(link) => on_wire(world, *link, |queue| {
-            queue.pop_front();
-        }),
+        Op::Lose(link, n) => on_wire(world, *link, |queue| drop(queue.remove(*n))),
         Op::Cut(true) => world.cut_link(),
         Op::Cut(false) => world.cut_agent(),
         Op::HalfOpen(true) => world.link.iter_mut().for_each(|wire| wire.void = true),

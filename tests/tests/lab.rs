@@ -7,6 +7,7 @@ mod lab {
     mod coexist;
     mod common;
     mod dump;
+    mod hosts;
     mod leftovers;
     mod links;
     mod restart;

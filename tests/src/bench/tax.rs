@@ -4,6 +4,7 @@ mod calls;
 mod fleet;
 mod rows;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddrV4;
 use std::os::fd::OwnedFd;
 
@@ -15,6 +16,7 @@ use super::arena::{Arena, NOBODY_INSIDE, NOBODY_OUTSIDE};
 use super::machine::{Ticks, pin};
 use super::sheet::Sheet;
 use super::stats::{Random, Rounds};
+use crate::kernel::bpftool;
 use calls::{Caller, Cost, TIMED, WARM, connected, getpeername_cost};
 use fleet::{BACKEND_PORT, Fleet, Variant};
 
@@ -119,6 +121,7 @@ pub fn run(batches: Option<usize>) -> Result<Sheet> {
     };
     let mut measured: Vec<Measured> = Vec::new();
     for load in 0..loads {
+        expect_bare()?;
         let share = (load + 1) * rounds / loads - load * rounds / loads;
         for (protocol, services) in [
             (Protocol::Tcp, FEW),
@@ -145,6 +148,26 @@ pub fn run(batches: Option<usize>) -> Result<Sheet> {
         rows: rows::rows(&measured),
         raw: measured.iter().map(Measured::raw).collect(),
     })
+}
+
+/// A program on one of these hooks, in whatever cgroup, switches the hook on for the whole machine: then every connect
+/// pays for the most part of it, and there is no "no program" to compare with.
+fn expect_bare() -> Result<()> {
+    const HOOKS: [&str; 2] = ["cgroup_inet4_connect", "cgroup_inet4_getpeername"];
+    let links = bpftool(&["link", "show"])?;
+    let links = links.as_array().into_iter().flatten();
+    let of_the_hooks = |link: &&Value| HOOKS.iter().any(|hook| link["attach_type"] == *hook);
+    let cgroups: BTreeSet<u64> = links
+        .filter(of_the_hooks)
+        .filter_map(|link| link["cgroup_id"].as_u64())
+        .collect();
+    ensure!(
+        cgroups.is_empty(),
+        "programs hang on the connect hooks of {} cgroups of this machine, so the bare kernel cannot be measured: end labs \
+         (`isthmus-lab status`) and agents (`isthmus-agent cleanup`) first",
+        cgroups.len()
+    );
+    Ok(())
 }
 
 struct Bench<'a> {

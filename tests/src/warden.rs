@@ -1,15 +1,21 @@
 //! A process that outlives a lab's owner by one breath: whatever kills the owner, the lab goes too.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::host::Host;
+use crate::layout::state_dir;
 use crate::process::Programs;
 use crate::spec::LabName;
 use crate::state::{Turn, demolish};
+use crate::wait::wait_for;
 
+/// Far longer than a dying process holds its files.
+const TURN: Duration = Duration::from_secs(30);
 const DISMISSED: &[u8] = b"dismissed";
 
 /// The owner's hold on its warden: a pipe that the kernel closes when the owner dies.
@@ -39,17 +45,29 @@ impl Warden {
     }
 }
 
-/// The warden's own life. If a next run has its turn already, that run has swept.
+/// The warden's own life. The owner's turn can outlive its pipe by a moment, so one look is not enough; a run that takes
+/// the turn first sweeps by itself.
 pub fn watch(lab: &LabName) -> Result<()> {
     // Ctrl-C is for the owner. This fails only for a group's leader, whom a terminal does not signal with its group.
     let _ = nix::unistd::setsid();
+    let owned = birth(lab);
     let mut heard = Vec::new();
     std::io::stdin().read_to_end(&mut heard)?;
     if heard == DISMISSED {
         return Ok(());
     }
-    if let Some(_turn) = Turn::try_take()? {
-        demolish(&Host::prepare()?, lab)?;
-    }
+    let host = Host::prepare()?;
+    wait_for("the dead owner's turn is free", TURN, || {
+        let turn = Turn::try_take()?;
+        if birth(lab) != owned {
+            return Ok(Some(()));
+        }
+        turn.map(|_turn| demolish(&host, lab)).transpose()
+    })?;
     Ok(())
+}
+
+/// Tells a lab from a later one of the same name.
+fn birth(lab: &LabName) -> Option<u64> {
+    std::fs::metadata(state_dir(lab)).ok().map(|dir| dir.ino())
 }

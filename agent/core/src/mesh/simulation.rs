@@ -622,6 +622,28 @@ fn a_third_clusters_rows_are_refused_counted_and_named() {
 }
 
 #[test]
+fn a_message_that_comes_again_later_changes_nothing() {
+    let mut world = World::new();
+    world.run(SECOND);
+    let mut written = Vec::new();
+    for port in [80, 81] {
+        world.say(&[service("s", port)]);
+        let view = world.west.view(world.now);
+        written.extend(world.link.as_mut().unwrap().watcher.poll(&view, world.now));
+    }
+    let first = written[0].clone();
+    assert!(
+        matches!(first.message, FromServer::Rows { .. }),
+        "{first:?}"
+    );
+    let queue = &mut world.link.as_mut().unwrap().queue;
+    queue.extend(written);
+    queue.push_back(first);
+    world.run(SECOND);
+    world.assert_converged();
+}
+
+#[test]
 fn duplicates_are_refused_with_both_names() {
     let mut world = World::new();
     world.run(SECOND);

@@ -51,6 +51,11 @@ pub struct AgentArgs {
     #[arg(long, value_enum, default_value_t = Refuse::Refused, help_heading = "Services")]
     pub refuse: Refuse,
 
+    /// Whether the kernel leaves out backends that fail, by itself: connects that are refused, unreachable or unanswered
+    /// count; what a client did itself does not.
+    #[arg(long, value_enum, default_value_t = Switch::On, help_heading = "Services")]
+    pub passive_health: Switch,
+
     /// This cluster's mesh server: HOST:PORT (with TLS) or unix:PATH. A cluster alone needs none.
     #[arg(long, value_name = "SERVER", help_heading = "Mesh")]
     pub mesh: Option<MeshEndpoint>,
@@ -177,6 +182,13 @@ pub enum SocketLb {
     All,
     /// The host's own network namespace only
     Host,
+}
+
+/// `--passive-health`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Switch {
+    On,
+    Off,
 }
 
 /// `--refuse`.
@@ -324,6 +336,7 @@ impl AgentArgs {
             translate_pods: self.socket_lb == SocketLb::All,
             refuse_unknown_port: self.services == Services::All,
             refuse_errno: refuse_errno.unsigned_abs(),
+            passive_health: self.passive_health == Switch::On,
         })
     }
 }

@@ -3,7 +3,9 @@
 //! Layout below the agent's directory in bpffs: `v<ABI>-<sizes>/` holds the maps of one version, `links/` the links,
 //! and beside them stand the two maps of what sockets remember, which outlive every version.
 
+mod btf;
 mod cgroup;
+mod links;
 mod plan;
 mod sys;
 mod tables;
@@ -15,11 +17,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::programs::CgroupSockAddr;
-use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use aya::programs::Program;
+use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
 use isthmus_abi::{
-    BackendRow, ClientWord, Counter, Frontend4Key, FrontendValue, NetPort, Ring, ScopeProtocol,
-    Slot, client,
+    BackendFailuresRow, BackendHealthRow, BackendRow, ClientWord, Counter, Frontend4Key,
+    FrontendValue, NetPort, Ring, ScopeProtocol, ServiceHealthRow, ServiceLimitsRow, Slot, client,
 };
 use isthmus_core::table::{TableBackend, TableError, Tables};
 use nix::fcntl::{Flock, FlockArg};
@@ -29,8 +31,9 @@ use tracing::{debug, info, warn};
 use zerocopy::IntoBytes;
 
 pub use cgroup::{CgroupError, probe_connect};
+pub use links::{Hook, HookProgram};
 pub use plan::{
-    DatapathConfig, Lifetime, LoadPlan, MapPlan, MapSizes, ProgramPlan, TooManyCidrs,
+    DatapathConfig, HookKind, Lifetime, LoadPlan, MapPlan, MapSizes, ProgramPlan, TooManyCidrs,
     VERSION_PREFIX,
 };
 pub use sys::grace_period;
@@ -43,6 +46,28 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/da
 
 /// An address of TEST-NET-1 (RFC 5737): nobody's service. The probe's frontend for a moment.
 const PROBE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
+
+/// A constant of the programs that holds the place of a member of a structure of the kernel's: constant, structure, member.
+type KernelMember = (&'static str, &'static str, &'static str);
+
+const KERNEL_MEMBERS: [KernelMember; 10] = [
+    ("SKC_COOKIE", "sock_common", "skc_cookie"),
+    ("SKC_STATE", "sock_common", "skc_state"),
+    ("SKC_FAMILY", "sock_common", "skc_family"),
+    ("SKC_DPORT", "sock_common", "skc_dport"),
+    ("SKC_DADDR", "sock_common", "skc_daddr"),
+    ("SKC_V6_DADDR", "sock_common", "skc_v6_daddr"),
+    ("SK_ERR", "sock", "sk_err"),
+    ("SK_PROTOCOL", "sock", "sk_protocol"),
+    ("SRTT_US", "tcp_sock", "srtt_us"),
+    ("RCV_NXT", "tcp_sock", "rcv_nxt"),
+];
+/// Where the kernel has MPTCP.
+const MPTCP_MEMBERS: [KernelMember; 3] = [
+    ("IS_MPTCP", "tcp_sock", "is_mptcp"),
+    ("ULP_DATA", "inet_connection_sock", "icsk_ulp_data"),
+    ("SUBFLOW_CONN", "mptcp_subflow_context", "conn"),
+];
 
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
@@ -69,6 +94,8 @@ pub enum DatapathError {
         operation: &'static str,
         cause: io::Error,
     },
+    #[error(transparent)]
+    KernelTypes(btf::BtfError),
     #[error("cannot tell this network namespace's cookie: {0}")]
     NetnsCookie(io::Error),
     #[error(transparent)]
@@ -81,35 +108,6 @@ pub enum DatapathError {
         "this kernel has no global memory barrier (membarrier: {0}), as with nohz_full: freed rows could never be used again"
     )]
     NoGrace(io::Error),
-}
-
-/// A program on one of our hooks, in the order in which a call meets them.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct HookProgram {
-    pub id: u32,
-    pub name: String,
-    /// The link, if the program is ours.
-    pub link_id: Option<u32>,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Hook {
-    pub name: &'static str,
-    pub programs: Vec<HookProgram>,
-}
-
-impl Hook {
-    /// The attach type as the kernel's tools name it.
-    #[must_use]
-    pub fn attach_name(&self) -> &'static str {
-        match self.name {
-            "connect4" => "cgroup_inet4_connect",
-            "connect6" => "cgroup_inet6_connect",
-            "getpeername4" => "cgroup_inet4_getpeername",
-            "getpeername6" => "cgroup_inet6_getpeername",
-            other => other,
-        }
-    }
 }
 
 /// A map, as the kernel has it.
@@ -218,7 +216,10 @@ impl Datapath {
             rings: Box::new(self.array::<Ring>("rings")?),
             slots: Box::new(self.array::<Slot>("slots")?),
             backends: Box::new(self.array::<BackendRow>("backends")?),
-            backend_connects: Box::new(self.array::<u64>("backend_connects")?),
+            backend_health: Box::new(self.array::<BackendHealthRow>("backend_health")?),
+            backend_failures: Box::new(self.array::<BackendFailuresRow>("backend_failures")?),
+            service_health: Box::new(self.array::<ServiceHealthRow>("service_health")?),
+            service_limits: Box::new(self.array::<ServiceLimitsRow>("service_limits")?),
         })
     }
 
@@ -259,37 +260,12 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError`]; hooks that were served before stay served, by the old program or the new one.
     pub fn attach(&mut self) -> Result<(), DatapathError> {
-        for (program, link) in self.plan.programs.iter().zip(&mut self.links) {
-            let name = program.name;
-            let refused = |operation| {
-                move |cause| DatapathError::Attach {
-                    name,
-                    operation,
-                    cause,
-                }
-            };
-            let loaded: &CgroupSockAddr = self
-                .ebpf
-                .program(name)
-                .and_then(|loaded| loaded.try_into().ok())
-                .ok_or_else(|| DatapathError::Load(format!("the object has no program {name}")))?;
-            let fd = loaded
-                .fd()
-                .map_err(|error| DatapathError::Load(error.to_string()))?;
-            if let Some(link) = link {
-                match sys::link_update(link.as_fd(), fd.as_fd()) {
-                    Ok(()) => continue,
-                    // The cgroup was removed under the link: it holds nothing any more.
-                    Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
-                        fs::remove_file(&program.pin).map_err(refused("unpin a dead link"))?;
-                    }
-                    Err(error) => return Err(refused("link update")(error)),
-                }
+        for (plan, link) in self.plan.programs.iter().zip(&mut self.links) {
+            let program = links::loaded(&self.ebpf, plan)?;
+            let cgroup = self.cgroup.fd.as_fd();
+            if let Some(created) = links::put_on(plan, program.as_fd(), cgroup, link.as_ref())? {
+                *link = Some(created);
             }
-            let created = sys::link_create(fd.as_fd(), self.cgroup.fd.as_fd(), program.attach_type)
-                .map_err(refused("attach"))?;
-            sys::obj_pin(created.as_fd(), &program.pin).map_err(refused("pin"))?;
-            *link = Some(created);
         }
         self.prove()?;
         self.remove_other_versions();
@@ -310,29 +286,7 @@ impl Datapath {
             .programs
             .iter()
             .zip(&self.links)
-            .map(|(program, link)| {
-                let ours = link
-                    .as_ref()
-                    .and_then(|link| sys::link_info(link.as_fd()).ok());
-                let ids = sys::prog_query_effective(self.cgroup.fd.as_fd(), program.attach_type)
-                    .unwrap_or_default();
-                let programs = ids
-                    .into_iter()
-                    .map(|id| HookProgram {
-                        id,
-                        name: sys::prog_by_id(id)
-                            .and_then(|fd| sys::prog_info(fd.as_fd()))
-                            .map_or_else(|error| error.to_string(), |program| program.name),
-                        link_id: ours
-                            .filter(|ours| ours.program_id == id)
-                            .map(|ours| ours.id),
-                    })
-                    .collect();
-                Hook {
-                    name: program.name,
-                    programs,
-                }
-            })
+            .map(|(plan, link)| links::hook(plan, link.as_ref(), self.cgroup.fd.as_fd()))
             .collect()
     }
 
@@ -362,11 +316,8 @@ impl Datapath {
             .programs
             .iter()
             .filter_map(|plan| {
-                let program: &CgroupSockAddr = self.ebpf.program(plan.name)?.try_into().ok()?;
-                Some((
-                    plan.name,
-                    program.info().ok()?.verified_instruction_count()?,
-                ))
+                let program = self.ebpf.program(plan.name)?.info().ok()?;
+                Some((plan.name, program.verified_instruction_count()?))
             })
             .collect()
     }
@@ -567,15 +518,34 @@ fn load(plan: &LoadPlan) -> Result<Ebpf, DatapathError> {
             loader.map_max_entries(map.name, entries);
         }
     }
+    let mut members = KERNEL_MEMBERS.to_vec();
+    if mptcp != 0 {
+        members.extend(MPTCP_MEMBERS);
+    }
+    let places = btf::offsets(
+        members
+            .iter()
+            .map(|(_, structure, member)| (*structure, *member)),
+    )
+    .map_err(DatapathError::KernelTypes)?;
+    for ((constant, _, _), place) in members.iter().zip(&places) {
+        loader.override_global(constant, place, true);
+    }
     let mut ebpf = loader.load(OBJECT).map_err(|error| refused(&error))?;
+    let types = Btf::from_sys_fs().map_err(|error| refused(&error))?;
     for program in &plan.programs {
-        let loaded: &mut CgroupSockAddr = ebpf
-            .program_mut(program.name)
-            .and_then(|loaded| loaded.try_into().ok())
-            .ok_or_else(|| {
-                DatapathError::Load(format!("the object has no program {}", program.name))
-            })?;
-        loaded.load().map_err(|error| refused(&error))?;
+        let loaded = match ebpf.program_mut(program.name) {
+            Some(Program::CgroupSockAddr(loaded)) => loaded.load(),
+            Some(Program::CgroupSock(loaded)) => loaded.load(),
+            Some(Program::BtfTracePoint(loaded)) => loaded.load(program.name, &types),
+            _ => {
+                return Err(DatapathError::Load(format!(
+                    "the object has no program {}",
+                    program.name
+                )));
+            }
+        };
+        loaded.map_err(|error| refused(&error))?;
         debug!(program = program.name, "verified and loaded");
     }
     Ok(ebpf)

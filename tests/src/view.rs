@@ -189,7 +189,7 @@ impl Node<'_> {
     }
     /// Begins to count the connects of a service's frontend. No connect may be under way, here and at [`Self::counted`].
     pub fn count_from_here(&self, frontend: &Frontend) -> Result<KernelCounts> {
-        let map = self.map_id("backend_connects")?;
+        let map = self.map_id("backend_health")?;
         let now = self.frontend(
             &frontend.service,
             frontend.port,
@@ -228,7 +228,7 @@ impl Node<'_> {
             .iter()
             .filter(|(id, _)| now.backends.iter().all(|b| b.backend_id != Some(**id)));
         for (id, before) in gone {
-            sum += array_word(counts.map, *id)?.saturating_sub(*before);
+            sum += connects_of(counts.map, *id)?.saturating_sub(*before);
         }
         Ok(sum)
     }
@@ -236,10 +236,9 @@ impl Node<'_> {
 
 const SOON: Duration = Duration::from_secs(15);
 
-/// A 64-bit row of an array in the kernel.
-fn array_word(map: u32, index: u32) -> Result<u64> {
-    let row = map_row(map, &index.to_ne_bytes())?;
-    Ok(u64::from_ne_bytes(
-        row.try_into().ok().context("not a 64-bit row")?,
-    ))
+/// The connects in a row of `backend_health`, read from the kernel.
+fn connects_of(map: u32, backend: u32) -> Result<u64> {
+    let row = map_row(map, &backend.to_ne_bytes())?;
+    let connects = row.get(..8).context("a row without connects")?;
+    Ok(u64::from_ne_bytes(connects.try_into()?))
 }

@@ -6,6 +6,8 @@
 
 #[path = "rows/connect.rs"]
 mod connect;
+#[path = "rows/health.rs"]
+mod health;
 #[path = "rows/life.rs"]
 mod life;
 #[path = "rows/numbers.rs"]
@@ -60,6 +62,7 @@ fn run(filter: Option<&str>) -> anyhow::Result<usize> {
     let mut world = world::World::build()?;
     let rows: Vec<Row> = connect::rows()
         .into_iter()
+        .chain(health::rows())
         .chain(life::rows())
         .chain(numbers::rows())
         .collect();

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::model::{
     Address, Affinity, ClusterId, Condition, EndpointRow, ObjectName, Protocol, ServiceRow,
+    ServiceRules,
 };
 use crate::store::{Dirty, Owner, ServiceGroup, Snapshot, Touched};
 
@@ -109,6 +110,7 @@ pub struct DesiredPort {
     pub affinity: Affinity,
     /// May hold backends of other clusters: those kept on trust stay only then.
     pub global: bool,
+    pub rules: ServiceRules,
     /// Sorted, without repeats.
     pub backends: Vec<(BackendKey, Rank)>,
 }
@@ -196,6 +198,7 @@ pub fn service(here: Here, group: ServiceGroup<'_>) -> DesiredService {
                     frontends: vec![frontend],
                     affinity: row.affinity,
                     global: row.global,
+                    rules: row.rules,
                     backends: vec![],
                 }),
             }

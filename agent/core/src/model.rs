@@ -10,5 +10,5 @@ pub use address::{Address, Protocol};
 pub use cluster::{ClusterId, ClusterName, InvalidClusterId, InvalidClusterName};
 pub use row::{
     Affinity, Batch, Condition, EndpointKey, EndpointPort, EndpointRow, ObjectName, PortRow,
-    Problem, ProblemKind, RowChange, ServiceRow,
+    Problem, ProblemKind, RowChange, ServiceRow, ServiceRules,
 };

@@ -56,6 +56,7 @@ mod frontends;
 mod grace;
 mod ids;
 mod layout;
+mod limits;
 mod queue;
 mod ring;
 mod services;
@@ -74,6 +75,7 @@ pub use status::{BackendDump, Counts, Fault, ServiceDump};
 use grace::Grace;
 use ids::{Backends, Ids};
 use layout::LiveRing;
+use limits::Limits;
 use queue::Queues;
 use services::Services;
 use spans::Spans;
@@ -158,6 +160,7 @@ struct Service {
     /// Those whose rows lead here.
     present: Vec<Frontend>,
     index: Option<u32>,
+    limits: Limits,
     ring: LiveRing,
     pending: Pending,
     members: u32,

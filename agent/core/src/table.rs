@@ -1,6 +1,9 @@
 //! The seam below which the kernel begins. Everything above it can run against memory, and against faults.
 
-use isthmus_abi::{BackendRow, Frontend4Key, Frontend6Key, FrontendValue, Ring, Slot};
+use isthmus_abi::{
+    BackendFailuresRow, BackendHealthRow, BackendRow, Frontend4Key, Frontend6Key, FrontendValue,
+    Ring, ServiceHealthRow, ServiceLimitsRow, Slot,
+};
 
 mod faulty;
 mod memory;
@@ -61,9 +64,14 @@ pub struct Tables {
     pub slots: Table<u32, Slot>,
     /// By backend id.
     pub backends: Table<u32, BackendRow>,
-    /// By backend id: connections that programs sent there. Programs count; reconciliation zeroes a row only while
-    /// no slot names its id.
-    pub backend_connects: Table<u32, u64>,
+    /// By backend id: what programs count and learn. Reconciliation zeroes a row only while no slot names its id.
+    pub backend_health: Table<u32, BackendHealthRow>,
+    /// By backend id, as `backend_health`.
+    pub backend_failures: Table<u32, BackendFailuresRow>,
+    /// By service: what programs count and learn. Reconciliation zeroes a row only while no frontend leads there.
+    pub service_health: Table<u32, ServiceHealthRow>,
+    /// By service: how far programs may go.
+    pub service_limits: Table<u32, ServiceLimitsRow>,
 }
 
 impl std::fmt::Debug for Tables {

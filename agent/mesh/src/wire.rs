@@ -11,7 +11,7 @@ use isthmus_core::mesh::{
 };
 use isthmus_core::model::{
     Address, Affinity, ClusterId, Condition, EndpointKey, EndpointPort, EndpointRow, ObjectName,
-    PortRow, Protocol, RowChange, ServiceRow,
+    PortRow, Protocol, RowChange, ServiceRow, ServiceRules,
 };
 use isthmus_proto::mesh::v1 as proto;
 
@@ -440,6 +440,7 @@ fn service(said: proto::Service) -> Result<ServiceRow> {
         global: said.global,
         shared: said.global && said.shared,
         affinity: Affinity::None,
+        rules: ServiceRules::default(),
     })
 }
 
@@ -493,6 +494,7 @@ mod tests {
             global: true,
             shared: true,
             affinity: Affinity::None,
+            rules: ServiceRules::default(),
         };
         let endpoint = |address: &str| EndpointRow {
             service: name.clone(),

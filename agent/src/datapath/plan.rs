@@ -29,6 +29,8 @@ pub struct DatapathConfig {
     pub refuse_unknown_port: bool,
     /// Errno of refused connects: `ECONNREFUSED` or `EHOSTUNREACH`.
     pub refuse_errno: u32,
+    /// Failures eject backends.
+    pub passive_health: bool,
 }
 
 /// How long a map lives.
@@ -50,11 +52,20 @@ pub struct MapPlan {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ProgramPlan {
-    /// The program's name in the object, and its link's.
+    /// The program's name in the object, and its link's; a tracepoint's name too.
     pub name: &'static str,
-    /// `enum bpf_attach_type`.
-    pub attach_type: u32,
+    pub hook: HookKind,
     pub pin: PathBuf,
+}
+
+/// What a program is attached to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HookKind {
+    /// The cgroup's hook of this `enum bpf_attach_type`. The link takes another program in place.
+    Cgroup(u32),
+    /// A tracepoint of the whole machine. The link is for one program: a new one comes before the old one goes, and what
+    /// both see is counted once.
+    Tracepoint,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -72,11 +83,14 @@ pub struct LoadPlan {
 pub const VERSION_PREFIX: &str = "v";
 
 /// Hooks, in `enum bpf_attach_type`'s numbers (linux/bpf.h).
-const PROGRAMS: [(&str, u32); 4] = [
-    ("getpeername4", 29),
-    ("getpeername6", 30),
-    ("connect4", 10),
-    ("connect6", 11),
+const PROGRAMS: [(&str, HookKind); 7] = [
+    ("getpeername4", HookKind::Cgroup(29)),
+    ("getpeername6", HookKind::Cgroup(30)),
+    ("sock_release", HookKind::Cgroup(34)),
+    ("inet_sk_error_report", HookKind::Tracepoint),
+    ("tcp_retransmit_skb", HookKind::Tracepoint),
+    ("connect4", HookKind::Cgroup(10)),
+    ("connect6", HookKind::Cgroup(11)),
 ];
 
 impl LoadPlan {
@@ -113,15 +127,21 @@ impl LoadPlan {
             version("rings", Some(services)),
             version("slots", Some(ring_slots)),
             version("backends", Some(backends)),
-            version("backend_connects", Some(backends)),
+            version("backend_health", Some(backends)),
+            version("backend_failures", Some(backends)),
+            version("service_health", Some(services)),
+            version("service_limits", Some(services)),
+            version("watches", None),
+            version("events", None),
+            version("scratch", None),
             version("counters", None),
             node("sockets"),
             node("sockets_spilled"),
         ];
         let programs = PROGRAMS
-            .map(|(name, attach_type)| ProgramPlan {
+            .map(|(name, hook)| ProgramPlan {
                 name,
-                attach_type,
+                hook,
                 pin: links_dir.join(name),
             })
             .to_vec();
@@ -175,7 +195,7 @@ pub fn settings(config: &DatapathConfig) -> Result<Settings, TooManyCidrs> {
         },
         client_rows: u32::from(!config.translate_pods),
         refuse_unknown_port: u32::from(config.refuse_unknown_port),
-        reserved: 0,
+        passive_health: u32::from(config.passive_health),
         service_cidrs4: padded(cidrs4, Cidr4::UNUSED, "IPv4")?,
         service_cidrs6: padded(cidrs6, Cidr6::UNUSED, "IPv6")?,
     })
@@ -216,6 +236,7 @@ mod tests {
             translate_pods: true,
             refuse_unknown_port: true,
             refuse_errno: 111,
+            passive_health: true,
         }
     }
 

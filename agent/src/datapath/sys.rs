@@ -165,15 +165,12 @@ struct LinkCreateAttr {
     flags: u32,
 }
 
-/// Attaches a program to a cgroup, after those that are there.
-pub fn link_create(
-    program: BorrowedFd<'_>,
-    cgroup: BorrowedFd<'_>,
-    attach_type: u32,
-) -> io::Result<OwnedFd> {
+/// Attaches a program: to a cgroup by its descriptor, after those that are there; or, with a target of 0, to the
+/// tracepoint that it was loaded for.
+pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
     let mut attr = LinkCreateAttr {
         program_fd: raw(program),
-        target_fd: raw(cgroup),
+        target_fd: target,
         attach_type,
         flags: 0,
     };
@@ -324,6 +321,8 @@ struct ProgInfo {
 pub struct Program {
     pub id: u32,
     pub name: String,
+    /// A hash of its instructions.
+    pub tag: [u8; 8],
     pub map_ids: Vec<u32>,
 }
 
@@ -352,6 +351,7 @@ pub fn prog_info(program: BorrowedFd<'_>) -> io::Result<Program> {
     Ok(Program {
         id: info.id,
         name: String::from_utf8_lossy(name).into_owned(),
+        tag: info.tag,
         map_ids: map_ids.into_iter().take(info.map_count as usize).collect(),
     })
 }

@@ -4,13 +4,12 @@
 //! The datapath's own programs, and those without parts of their work, can be measured beside it.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use aya::programs::CgroupSockAddr;
 use zerocopy::{Immutable, IntoBytes};
 
-use super::plan::{Lifetime, LoadPlan};
-use super::{Datapath, DatapathError, sys};
+use super::plan::{HookKind, Lifetime, LoadPlan};
+use super::{Datapath, DatapathError, links, sys};
 
 /// Hooks, in `enum bpf_attach_type`'s numbers (linux/bpf.h).
 pub const CONNECT4: u32 = 10;
@@ -55,7 +54,7 @@ impl Program {
         Self::load(attach_type, &program)
     }
 
-    /// The datapath's own programs, over its maps.
+    /// The datapath's own programs of cgroups, over its maps.
     ///
     /// # Errors
     /// If a descriptor cannot be had.
@@ -84,6 +83,7 @@ impl Program {
     /// # Errors
     /// If the kernel refuses the link.
     pub fn attach(&self, cgroup: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        let cgroup = cgroup.as_raw_fd().cast_unsigned();
         sys::link_create(self.fd.as_fd(), cgroup, self.attach_type)
     }
 
@@ -135,26 +135,15 @@ pub fn attach(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
 }
 
 fn of(plan: &LoadPlan, ebpf: &aya::Ebpf) -> Result<Vec<Program>, DatapathError> {
-    let refused = |error: &dyn std::fmt::Display| DatapathError::Load(error.to_string());
-    plan.programs
-        .iter()
-        .map(|program| {
-            let loaded: &CgroupSockAddr = ebpf
-                .program(program.name)
-                .and_then(|loaded| loaded.try_into().ok())
-                .ok_or_else(|| {
-                    DatapathError::Load(format!("the object has no program {}", program.name))
-                })?;
-            let fd = loaded.fd().map_err(|error| refused(&error))?;
-            Ok(Program {
-                fd: fd
-                    .as_fd()
-                    .try_clone_to_owned()
-                    .map_err(|error| refused(&error))?,
-                attach_type: program.attach_type,
-            })
-        })
-        .collect()
+    let mut programs = Vec::new();
+    for program in &plan.programs {
+        if let HookKind::Cgroup(attach_type) = program.hook {
+            let fd = links::loaded(ebpf, program)?.as_fd().try_clone_to_owned();
+            let fd = fd.map_err(|error| DatapathError::Load(error.to_string()))?;
+            programs.push(Program { fd, attach_type });
+        }
+    }
+    Ok(programs)
 }
 
 /// The head of `union bpf_attr` for `BPF_PROG_LOAD`.

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use isthmus_abi::{
-    BackendRow, Counter, Frontend4Key, Frontend6Key, FrontendValue, Ring, ScopeProtocol, Slot,
-    TierHead, backend_state,
+    BackendHealthRow, BackendRow, Counter, Frontend4Key, Frontend6Key, FrontendValue, Ring,
+    ScopeProtocol, Slot, TierHead, backend_state,
 };
 use isthmus_core::model::{Address, Protocol};
 use isthmus_core::table::TableBackend;
@@ -119,7 +119,7 @@ fn span(slots: &MappedArray<Slot>, ring: Ring) -> Vec<u64> {
 }
 
 fn backends(datapath: &Datapath) -> Result<Vec<pb::LbBackend>, DatapathError> {
-    let connects = datapath.array::<u64>("backend_connects")?;
+    let health = datapath.array::<BackendHealthRow>("backend_health")?;
     let mut rows = Vec::new();
     each_backend(datapath, &mut |id, row| {
         rows.push(pb::LbBackend {
@@ -130,7 +130,7 @@ fn backends(datapath: &Datapath) -> Result<Vec<pb::LbBackend>, DatapathError> {
             cluster: row.cluster.into(),
             service: row.service,
             generation: row.generation,
-            connects: connects.get(id),
+            connects: health.get(id).connects,
         });
     })?;
     Ok(rows)
@@ -176,7 +176,7 @@ pub(super) fn service_indices(datapath: &Datapath) -> Result<ServiceIndices, Dat
 
 /// Backends' ids and connects, as the kernel has them.
 pub(super) fn backend_ids(datapath: &Datapath) -> Result<BackendIds, DatapathError> {
-    let connects = datapath.array::<u64>("backend_connects")?;
+    let health = datapath.array::<BackendHealthRow>("backend_health")?;
     let mut ids = HashMap::new();
     each_backend(datapath, &mut |id, row| {
         let key = (
@@ -184,7 +184,7 @@ pub(super) fn backend_ids(datapath: &Datapath) -> Result<BackendIds, DatapathErr
             Address::from_words(row.address),
             row.net_port().to_host(),
         );
-        ids.insert(key, (id, connects.get(id)));
+        ids.insert(key, (id, health.get(id).connects));
     })?;
     Ok(ids)
 }

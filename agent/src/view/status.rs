@@ -171,7 +171,8 @@ fn usage(map: &MapUse, published: &Published) -> pb::MapUsage {
         "frontends4" | "frontends6" => (None, "--lb-services-max"),
         "slots" => (Some(counts.ring_slots), "--lb-ring-slots-max"),
         "backends" => (Some(counts.backends), "--lb-backends-max"),
-        "backend_connects" => (None, "--lb-backends-max"),
+        "backend_health" | "backend_failures" => (None, "--lb-backends-max"),
+        "service_health" | "service_limits" => (None, "--lb-services-max"),
         _ => (None, ""),
     };
     pb::MapUsage {

@@ -2,29 +2,40 @@
 //!
 //! Rules. Layouts are `repr(C)`, integers only, padding is written out, and sizes are asserted when this compiles.
 //! Addresses and ports are in network order, in types that say so. A row has one writer: maps that programs write
-//! (`backend_connects`, `counters`, `sockets`, `sockets_spilled`) are never written by the agent while a program can
+//! (`backend_health`, `backend_failures`, `service_health`, `watches`, `counters`, `sockets`, `sockets_spilled`) are never written by the agent while a program can
 //! reach the row, and the others are never written by a program.
 //!
 //! A draw goes `frontends` → `rings[service]` → `slots[span + draw]` → `backends[slot.backend]`.
 #![no_std]
 
+mod event;
 mod frontend;
+mod health;
 mod ring;
 mod settings;
 mod socket;
 
+pub use event::{EVENTS_BYTES, EVENTS_PER_TICK, EventKind, EventRow, FailureCause};
 pub use frontend::{Frontend4Key, Frontend6Key, FrontendValue, NetPort, ScopeProtocol};
+pub use health::{
+    BackendFailuresRow, BackendHealthRow, CLIENT_MARKS, EPOCH_SHIFT, HealthState, MARKS, NO_MARK,
+    ServiceHealthRow, ServiceLimitsRow, Standing, TICK_SHIFT, WATCHES_PER_CLIENT, WatchRow,
+    client_mark, health_kind, service_flags, ticks, watch_slot,
+};
 pub use ring::{BackendRow, Ring, Slot, TierHead, backend_state};
 pub use settings::{CIDRS_MAX, Cidr4, Cidr6, ClientWord, Counter, Refusal, Settings, client};
-pub use socket::{SOCKET_SLOTS, SOCKET_VERSION, SocketRow, SpillKey, socket_slot};
+pub use socket::{SOCKET_SLOTS, SOCKET_VERSION, SocketRow, SpillKey, socket_slot, socket_tag};
 
 /// Names a layout of all maps but `sockets` and `sockets_spilled`. Any change to a key, a value or a meaning in this
 /// crate raises it; an agent adopts maps of its own version only, and fills new ones beside those of another.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// How often a draw that met a slot of another service starts again from the ring. Such a slot is seen only by a program
 /// that was interrupted while its ring moved; one retry finds the new ring, the others are for a storm of changes.
 pub const DRAW_TRIES: u32 = 4;
+
+/// Slots that a draw looks at in a tier when the first one cannot be had.
+pub const WALK_MAX: u32 = 64;
 
 /// Tiers that a ring can hold: local and remote ready, local and remote serving-terminating, stale peers'. Three spare.
 pub const TIERS_MAX: usize = 8;

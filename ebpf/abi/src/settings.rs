@@ -50,7 +50,8 @@ pub struct Settings {
     pub client_rows: u32,
     /// 1 if an unknown port of a service address inside the CIDRs is refused (`--services=all`).
     pub refuse_unknown_port: u32,
-    pub reserved: u32,
+    /// 1 if failures eject backends (`--passive-health`).
+    pub passive_health: u32,
     pub service_cidrs4: [Cidr4; CIDRS_MAX],
     pub service_cidrs6: [Cidr6; CIDRS_MAX],
 }
@@ -90,10 +91,18 @@ pub enum Counter {
     SocketSpilled = 5,
     /// `sockets_spilled` refused the record: `getpeername` shows the backend's address for this socket.
     SocketLost = 6,
+    /// Every backend of every tier was ejected: drawn as if none were.
+    AllEjected = 7,
+    /// A connect failed at a backend by a client whose failures do not count.
+    FailureNotCounted = 8,
+    /// An ejection was due, and the service's limit did not allow it.
+    EjectionCapped = 9,
+    /// `events` was full, or too many came at once: what happened is counted only.
+    EventLost = 10,
 }
 
 impl Counter {
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 11;
     /// In the order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::RefusedNoBackend,
@@ -103,6 +112,10 @@ impl Counter {
         Self::RefusedDrawGaveUp,
         Self::SocketSpilled,
         Self::SocketLost,
+        Self::AllEjected,
+        Self::FailureNotCounted,
+        Self::EjectionCapped,
+        Self::EventLost,
     ];
 
     /// As metrics and `agentctl` name it.
@@ -116,6 +129,10 @@ impl Counter {
             Self::RefusedDrawGaveUp => "refused_draw_gave_up",
             Self::SocketSpilled => "socket_spilled",
             Self::SocketLost => "socket_lost",
+            Self::AllEjected => "all_ejected",
+            Self::FailureNotCounted => "failure_not_counted",
+            Self::EjectionCapped => "ejection_capped",
+            Self::EventLost => "event_lost",
         }
     }
 }

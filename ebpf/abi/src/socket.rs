@@ -27,10 +27,26 @@ pub struct SocketRow {
     pub version: u8,
     /// 1 once a row that fell out of this place may be in `sockets_spilled`.
     pub spilled: u8,
-    pub reserved: u16,
+    /// Bits of [`socket_tag`], and below them the low bits of the backend's generation at the time.
+    pub tag: u8,
+    /// The client's mark, [`crate::NO_MARK`] if health does not look.
+    pub mark: u8,
     /// Backend id and service at the time, for accounts.
     pub backend: u32,
     pub service: u32,
+}
+
+/// Bits of [`SocketRow::tag`].
+pub mod socket_tag {
+    pub const GENERATION: u8 = 0x0f;
+    /// A later connect asks what became of this one.
+    pub const WATCHED: u8 = 0x10;
+    /// It was established when it was closed; told of watched ones only.
+    pub const ESTABLISHED: u8 = 0x20;
+    /// Its first time-out without an answer is counted.
+    pub const UNANSWERED: u8 = 0x40;
+    /// Its failure is counted.
+    pub const FAILED: u8 = 0x80;
 }
 
 /// Key of `sockets_spilled`.

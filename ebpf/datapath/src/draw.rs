@@ -1,18 +1,21 @@
 use isthmus_abi::{BackendRow, Ring, Slot, backend_state};
 
+/// One of `len` things, evenly by `random`: multiply-shift needs no division (Lemire, 2019), and is at most one part in
+/// 2³² ÷ `len` off.
+#[inline(always)]
+#[must_use]
+pub const fn nth(len: u32, random: u32) -> u32 {
+    ((random as u64 * len as u64) >> 32) as u32
+}
+
 /// Which slot of the first tier a connection draws; `None` if the ring has no backend.
-///
-/// Multiply-shift maps `random` evenly onto the slots without a division (Lemire, 2019); at most one part in
-/// 2³² ÷ slots off.
 #[inline(always)]
 #[must_use]
 pub fn draw(ring: Ring, random: u32) -> Option<u32> {
     if ring.is_empty() {
         return None;
     }
-    let nth = (u64::from(random) * u64::from(ring.len())) >> 32;
-    let nth = nth as u32;
-    Some(ring.first().wrapping_add(nth))
+    Some(ring.first().wrapping_add(nth(ring.len(), random)))
 }
 
 /// What a drawn slot and its backend say about each other.

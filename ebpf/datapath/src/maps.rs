@@ -1,10 +1,11 @@
 //! The maps, by the names under which they are pinned. Sizes here are the defaults; the loader sets those of the flags.
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use isthmus_abi::{
-    BackendRow, ClientWord, Counter, Frontend4Key, Frontend6Key, FrontendValue, Ring, SOCKET_SLOTS,
-    Settings, Slot, SocketRow, SpillKey,
+    BackendFailuresRow, BackendHealthRow, BackendRow, CLIENT_MARKS, ClientWord, Counter,
+    EVENTS_BYTES, Frontend4Key, Frontend6Key, FrontendValue, Ring, SOCKET_SLOTS, ServiceHealthRow,
+    ServiceLimitsRow, Settings, Slot, SocketRow, SpillKey, WATCHES_PER_CLIENT, WatchRow,
 };
 
 /// Lets user space map an array into its memory (`BPF_F_MMAPABLE`), and puts its first row on a page's start.
@@ -31,8 +32,27 @@ pub static SLOTS: Array<Slot> = Array::with_max_entries(262_144, MMAPABLE);
 #[map(name = "backends")]
 pub static BACKENDS: Array<BackendRow> = Array::with_max_entries(65536, MMAPABLE);
 
-#[map(name = "backend_connects")]
-pub static BACKEND_CONNECTS: Array<u64> = Array::with_max_entries(65536, MMAPABLE);
+#[map(name = "backend_health")]
+pub static BACKEND_HEALTH: Array<BackendHealthRow> = Array::with_max_entries(65536, MMAPABLE);
+
+#[map(name = "backend_failures")]
+pub static BACKEND_FAILURES: Array<BackendFailuresRow> = Array::with_max_entries(65536, MMAPABLE);
+
+#[map(name = "service_health")]
+pub static SERVICE_HEALTH: Array<ServiceHealthRow> = Array::with_max_entries(65536, MMAPABLE);
+
+#[map(name = "service_limits")]
+pub static SERVICE_LIMITS: Array<ServiceLimitsRow> = Array::with_max_entries(65536, MMAPABLE);
+
+#[map(name = "watches")]
+pub static WATCHES: Array<WatchRow> = Array::with_max_entries(CLIENT_MARKS * WATCHES_PER_CLIENT, 0);
+
+#[map(name = "events")]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
+
+/// A CPU's own words: see [`crate::event`] and [`crate::programs::socket`].
+#[map(name = "scratch")]
+pub static SCRATCH: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
 
 #[map(name = "counters")]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);

@@ -16,7 +16,7 @@ use super::world::{NOBODY4, SERVICE_PORT, SERVICE4, SERVICE6, TCP4, TCP6, UDP4, 
 
 /// What kind of socket the client uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
+pub enum Kind {
     V4,
     V6,
     /// AF_INET6 to `::ffff:a.b.c.d`.
@@ -60,7 +60,7 @@ fn socket_type(protocol: Protocol) -> Type {
     }
 }
 
-fn open(kind: Kind, protocol: Protocol) -> io::Result<Socket> {
+pub fn open(kind: Kind, protocol: Protocol) -> io::Result<Socket> {
     let protocol_number = (kind == Kind::Mptcp).then_some(socket2::Protocol::MPTCP);
     let socket = Socket::new(kind.domain(), socket_type(protocol), protocol_number)?;
     if kind.domain() == Domain::IPV6 {
@@ -69,7 +69,7 @@ fn open(kind: Kind, protocol: Protocol) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn connect(socket: &Socket, kind: Kind, to: SocketAddr) -> io::Result<()> {
+pub fn connect(socket: &Socket, kind: Kind, to: SocketAddr) -> io::Result<()> {
     match kind {
         Kind::NonBlocking => {
             socket.set_nonblocking(true)?;

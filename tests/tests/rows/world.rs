@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use isthmus_abi::{
-    BackendRow, Counter, Frontend4Key, Frontend6Key, FrontendValue, NetPort, Ring, ScopeProtocol,
-    Slot, backend_state,
+    BackendHealthRow, BackendRow, Counter, Frontend4Key, Frontend6Key, FrontendValue, NetPort,
+    Ring, ScopeProtocol, Slot, backend_state,
 };
 use isthmus_agent::datapath::{Datapath, DatapathConfig, MapSizes, cleanup};
 use isthmus_core::model::{Address, Protocol};
@@ -46,6 +46,8 @@ pub struct World {
     tables: Option<Tables>,
     /// As the row began.
     counters: Vec<u64>,
+    /// Of the row's backends: what is known of an earlier row's is not theirs.
+    generation: u32,
     tcp: [TcpListener; 2],
     udp: [UdpSocket; 2],
     pub backend4: SocketAddr,
@@ -95,6 +97,7 @@ impl World {
             datapath: None,
             tables: None,
             counters: Vec::new(),
+            generation: 0,
             tcp: [tcp4, tcp6],
             udp: [udp4, udp6],
             backend4,
@@ -115,6 +118,7 @@ impl World {
             translate_pods: true,
             refuse_unknown_port: true,
             refuse_errno: nix::libc::ECONNREFUSED.cast_unsigned(),
+            passive_health: true,
         }
     }
 
@@ -142,6 +146,7 @@ impl World {
     /// Settings and tables as every row begins: one service of each family and protocol, one backend each.
     pub fn reset(&mut self) -> anyhow::Result<()> {
         self.start(|_| ())?;
+        self.generation += 1;
         self.clear()?;
         let (b4, b6) = (self.backend4, self.backend6);
         self.service(TCP4, SERVICE4.into(), Protocol::Tcp, &[b4])?;
@@ -170,10 +175,13 @@ impl World {
             .try_for_each(|key| tables.frontends6.remove(key))?;
         for index in 0..SIZES.services {
             tables.rings.remove(index)?;
+            tables.service_health.remove(index)?;
+            tables.service_limits.remove(index)?;
         }
         for index in 0..SIZES.backends {
             tables.backends.remove(index)?;
-            tables.backend_connects.remove(index)?;
+            tables.backend_health.remove(index)?;
+            tables.backend_failures.remove(index)?;
         }
         Ok(())
     }
@@ -218,7 +226,7 @@ impl World {
             port: NetPort::from_host(at.port()).net(),
             cluster: 1,
             service,
-            generation: 1,
+            generation: self.generation,
             state: backend_state::LIVE,
             protocol: u8::try_from(protocol.abi())?,
             reserved: [0; 2],
@@ -265,8 +273,9 @@ impl World {
     pub fn connects(&self, backend: u32) -> anyhow::Result<u64> {
         Ok(self
             .datapath()
-            .array::<u64>("backend_connects")?
-            .get(backend))
+            .array::<BackendHealthRow>("backend_health")?
+            .get(backend)
+            .connects)
     }
 
     /// Accepts and closes what clients left in the listeners' queues.

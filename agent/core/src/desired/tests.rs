@@ -45,6 +45,7 @@ fn row(global: bool, shared: bool, affinity: Affinity) -> ServiceRow {
         global,
         shared,
         affinity,
+        rules: ServiceRules::default(),
     }
 }
 

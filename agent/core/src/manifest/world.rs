@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::model::{Address, EndpointKey, EndpointRow, ObjectName, RowChange, ServiceRow};
+use crate::model::{
+    Address, EndpointKey, EndpointRow, ObjectName, RowChange, ServiceRow, ServiceRules,
+};
 
 use super::address::{Addresses, Claim};
 use super::intern::Interner;
@@ -456,6 +458,7 @@ fn row(service: &Service, addresses: &Addresses) -> ServiceRow {
         global: service.global,
         shared: service.shared,
         affinity: service.affinity,
+        rules: ServiceRules::default(),
     }
 }
 

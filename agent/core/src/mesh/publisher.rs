@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Epoch, Ledger, Position, RowKey, Rows};
-use crate::model::{Affinity, Batch, EndpointKey, ObjectName, RowChange, ServiceRow};
+use crate::model::{Affinity, Batch, EndpointKey, ObjectName, RowChange, ServiceRow, ServiceRules};
 
 /// Turns a cluster's own rows into what it tells its peers: services that are global and shared, and their endpoints.
 #[derive(Debug)]
@@ -173,6 +173,7 @@ impl Publisher {
                 let row = ServiceRow {
                     addresses: Vec::new(),
                     affinity: Affinity::None,
+                    rules: ServiceRules::default(),
                     ..row.as_ref().clone()
                 };
                 RowChange::Service(Arc::new(row))

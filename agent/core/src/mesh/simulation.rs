@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::{
     Affinity, Batch, ClusterId, ClusterName, Condition, EndpointPort, EndpointRow, ObjectName,
-    PortRow, Protocol, RowChange, ServiceRow,
+    PortRow, Protocol, RowChange, ServiceRow, ServiceRules,
 };
 
 pub(super) fn service(name: &str, port: u16) -> RowChange {
@@ -38,6 +38,7 @@ fn service_row(name: &str, port: u16, shared: bool) -> ServiceRow {
         global: shared,
         shared,
         affinity: Affinity::Local,
+        rules: ServiceRules::default(),
     }
 }
 

@@ -77,6 +77,19 @@ pub struct ServiceRow {
     /// Lends its backends to other clusters; false unless `global`.
     pub shared: bool,
     pub affinity: Affinity,
+    /// What this cluster's own clients get; the default in rows of peers.
+    #[serde(default)]
+    pub rules: ServiceRules,
+}
+
+/// What a Service asks of the datapath beside its backends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServiceRules {
+    /// A client keeps its backend for so many seconds after its last connect (`sessionAffinity: ClientIP`); 0 is not at all.
+    pub affinity_seconds: u32,
+    /// Failures are counted, and eject nobody (`mesh.isthmus.dev/passive-health: "off"`).
+    pub no_passive_health: bool,
 }
 
 /// Can this endpoint take connections? (KEP-1669's conditions, folded.)

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use isthmus_abi::{BackendRow, Ring, Slot, TIERS_MAX, TierHead, backend_state};
+use isthmus_abi::{BackendRow, Ring, ServiceLimitsRow, Slot, TIERS_MAX, TierHead, backend_state};
 
 use super::grace::{Grace, Retired};
 use super::ids::{Backends, Ids};
 use super::layout::{LiveRing, LiveTier};
+use super::limits::Limits;
 use super::queue::{Queues, Work};
 use super::ring::backend_key;
 use super::services::Services;
@@ -35,6 +36,7 @@ struct Found {
     rings: BTreeMap<u32, Ring>,
     slots: Vec<u64>,
     backends: Vec<BackendRow>,
+    limits: BTreeMap<u32, ServiceLimitsRow>,
 }
 
 /// A ring's backends in their places.
@@ -102,7 +104,8 @@ impl Reconciler {
                 Some(present) => {
                     adopted.services += 1;
                     adopted.frontends += u32::try_from(present.len()).unwrap_or(u32::MAX);
-                    this.adopt_service(index, present, reading);
+                    let limits = found.limits.get(&index).copied();
+                    this.adopt_service(index, present, reading, limits);
                 }
                 None => {
                     adopted.leftovers += 1;
@@ -133,12 +136,19 @@ impl Reconciler {
         Ok((this, adopted))
     }
 
-    fn adopt_service(&mut self, index: u32, present: Vec<Frontend>, reading: Reading) {
+    fn adopt_service(
+        &mut self,
+        index: u32,
+        present: Vec<Frontend>,
+        reading: Reading,
+        limits: Option<ServiceLimitsRow>,
+    ) {
         let sid = self.services.insert(Service {
             name: None,
             wanted: Vec::new(),
             present,
             index: Some(index),
+            limits: limits.map(Limits::found).unwrap_or_default(),
             ring: reading.ring,
             pending: Pending::Whole,
             members: u32::try_from(reading.members.len()).unwrap_or(u32::MAX),
@@ -200,11 +210,16 @@ impl Found {
         tables
             .backends
             .for_each(&mut |id, row| put_at(&mut backends, id, row))?;
+        let mut limits = BTreeMap::new();
+        tables.service_limits.for_each(&mut |index, row| {
+            limits.insert(index, row);
+        })?;
         Ok(Self {
             frontends,
             rings,
             slots,
             backends,
+            limits,
         })
     }
 

@@ -33,6 +33,7 @@ impl Reconciler {
             Some(index) => index,
             None => self.take_index(sid)?,
         };
+        self.write_limits(sid, index)?;
         let housed = self.house_backends(sid, index);
         if housed == Ok(Done::More) {
             return Ok(Done::More);
@@ -83,6 +84,11 @@ impl Reconciler {
             flag: SERVICES_FLAG,
         };
         let index = self.indices.take().ok_or(full)?;
+        // No frontend leads to it yet.
+        if let Err(error) = self.forget_service(index) {
+            self.indices.free(index);
+            return Err(error.into());
+        }
         self.services.set_index(sid, index);
         Ok(index)
     }

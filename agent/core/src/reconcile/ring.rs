@@ -90,11 +90,11 @@ impl Reconciler {
             protocol: u8::try_from(protocol.abi()).expect("a protocol number is below 16"),
             reserved: [0; 2],
         };
-        // What was counted in an earlier life is not this one's. No slot names the id: programs do not count there.
+        // What was learned in an earlier life is not this one's. No slot names the id: programs do not write there.
         let zeroed = if generation == 0 {
             Ok(())
         } else {
-            self.zero_connects(id)
+            self.forget_backend(id)
         };
         let written = zeroed.and_then(|()| self.put_backend(id, row));
         if let Err(error) = written {

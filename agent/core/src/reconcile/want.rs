@@ -94,6 +94,7 @@ impl Reconciler {
             wanted: Vec::new(),
             present: Vec::new(),
             index: None,
+            limits: super::Limits::default(),
             ring: super::LiveRing::default(),
             pending: Pending::Whole,
             members: 0,
@@ -153,6 +154,7 @@ impl Reconciler {
             }
         }
         service.wanted = port.frontends;
+        service.limits.rules = port.rules;
         for (key, rank) in port.backends {
             want_backend(&mut self.members, service, sid, key, rank);
         }

@@ -1,7 +1,8 @@
 //! Every write goes through here, and is counted.
 
 use isthmus_abi::{
-    BackendRow, Frontend4Key, Frontend6Key, FrontendValue, NetPort, Ring, ScopeProtocol, Slot,
+    BackendFailuresRow, BackendHealthRow, BackendRow, Frontend4Key, Frontend6Key, FrontendValue,
+    NetPort, Ring, ScopeProtocol, ServiceHealthRow, ServiceLimitsRow, Slot,
 };
 
 use super::Reconciler;
@@ -115,8 +116,35 @@ impl Reconciler {
         Ok(())
     }
 
-    pub(super) fn zero_connects(&mut self, id: u32) -> Result<(), TableError> {
-        let result = self.tables.backend_connects.put(id, 0);
+    /// What programs counted and learned of an earlier life of this id.
+    pub(super) fn forget_backend(&mut self, id: u32) -> Result<(), TableError> {
+        let result = self
+            .tables
+            .backend_health
+            .put(id, BackendHealthRow::default());
+        self.tried(result)?;
+        let result = self
+            .tables
+            .backend_failures
+            .put(id, BackendFailuresRow::default());
+        self.tried(result)
+    }
+
+    /// What programs counted and learned of an earlier life of this index.
+    pub(super) fn forget_service(&mut self, index: u32) -> Result<(), TableError> {
+        let result = self
+            .tables
+            .service_health
+            .put(index, ServiceHealthRow::default());
+        self.tried(result)
+    }
+
+    pub(super) fn put_limits(
+        &mut self,
+        index: u32,
+        limits: ServiceLimitsRow,
+    ) -> Result<(), TableError> {
+        let result = self.tables.service_limits.put(index, limits);
         self.tried(result)
     }
 }

@@ -15,6 +15,7 @@ fn service(text: &str) -> Arc<ServiceRow> {
         global: true,
         shared: true,
         affinity: Affinity::None,
+        rules: crate::model::ServiceRules::default(),
     })
 }
 

@@ -68,7 +68,10 @@ impl Faults {
             rings: self.table(tables.rings),
             slots: self.table(tables.slots),
             backends: self.table(tables.backends),
-            backend_connects: self.table(tables.backend_connects),
+            backend_health: self.table(tables.backend_health),
+            backend_failures: self.table(tables.backend_failures),
+            service_health: self.table(tables.service_health),
+            service_limits: self.table(tables.service_limits),
         }
     }
 

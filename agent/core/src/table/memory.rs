@@ -2,7 +2,10 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use isthmus_abi::{BackendRow, Frontend4Key, Frontend6Key, FrontendValue, Ring, Slot};
+use isthmus_abi::{
+    BackendFailuresRow, BackendHealthRow, BackendRow, Frontend4Key, Frontend6Key, FrontendValue,
+    Ring, ServiceHealthRow, ServiceLimitsRow, Slot,
+};
 
 use super::{TableBackend, TableError, Tables};
 
@@ -24,7 +27,10 @@ pub enum Write {
     Ring(u32, Ring),
     Slot(u32, Slot),
     Backend(u32, BackendRow),
-    Connects(u32, u64),
+    BackendHealth(u32, BackendHealthRow),
+    BackendFailures(u32, BackendFailuresRow),
+    ServiceHealth(u32, ServiceHealthRow),
+    ServiceLimits(u32, ServiceLimitsRow),
 }
 
 /// All maps in memory, with the list of writes that made them: any prefix of it is a crash.
@@ -36,7 +42,10 @@ pub struct MemoryMaps {
     pub rings: Vec<Ring>,
     pub slots: Vec<Slot>,
     pub backends: Vec<BackendRow>,
-    pub backend_connects: Vec<u64>,
+    pub backend_health: Vec<BackendHealthRow>,
+    pub backend_failures: Vec<BackendFailuresRow>,
+    pub service_health: Vec<ServiceHealthRow>,
+    pub service_limits: Vec<ServiceLimitsRow>,
     /// In order; those that failed left out.
     pub writes: Vec<Write>,
 }
@@ -58,7 +67,10 @@ impl MemoryMaps {
             rings: vec![Ring::EMPTY; sizes.services as usize],
             slots: vec![Slot::default(); sizes.slots as usize],
             backends: vec![BackendRow::default(); sizes.backends as usize],
-            backend_connects: vec![0; sizes.backends as usize],
+            backend_health: vec![BackendHealthRow::default(); sizes.backends as usize],
+            backend_failures: vec![BackendFailuresRow::default(); sizes.backends as usize],
+            service_health: vec![ServiceHealthRow::default(); sizes.services as usize],
+            service_limits: vec![ServiceLimitsRow::default(); sizes.services as usize],
             writes: Vec::new(),
         }
     }
@@ -80,8 +92,17 @@ impl MemoryMaps {
             Write::Ring(index, ring) => put_array(&mut self.rings, "rings", index, ring),
             Write::Slot(at, slot) => put_array(&mut self.slots, "slots", at, slot),
             Write::Backend(id, row) => put_array(&mut self.backends, "backends", id, row),
-            Write::Connects(id, count) => {
-                put_array(&mut self.backend_connects, "backend_connects", id, count)
+            Write::BackendHealth(id, row) => {
+                put_array(&mut self.backend_health, "backend_health", id, row)
+            }
+            Write::BackendFailures(id, row) => {
+                put_array(&mut self.backend_failures, "backend_failures", id, row)
+            }
+            Write::ServiceHealth(index, row) => {
+                put_array(&mut self.service_health, "service_health", index, row)
+            }
+            Write::ServiceLimits(index, row) => {
+                put_array(&mut self.service_limits, "service_limits", index, row)
             }
         }?;
         self.writes.push(write);
@@ -148,7 +169,10 @@ impl MemoryTable {
             rings: Box::new(self.clone()),
             slots: Box::new(self.clone()),
             backends: Box::new(self.clone()),
-            backend_connects: Box::new(self.clone()),
+            backend_health: Box::new(self.clone()),
+            backend_failures: Box::new(self.clone()),
+            service_health: Box::new(self.clone()),
+            service_limits: Box::new(self.clone()),
         }
     }
 
@@ -219,4 +243,12 @@ hash_table!(Frontend6Key, frontends6, Frontend6);
 array_table!(Ring, rings, Ring, services);
 array_table!(Slot, slots, Slot, slots);
 array_table!(BackendRow, backends, Backend, backends);
-array_table!(u64, backend_connects, Connects, backends);
+array_table!(BackendHealthRow, backend_health, BackendHealth, backends);
+array_table!(
+    BackendFailuresRow,
+    backend_failures,
+    BackendFailures,
+    backends
+);
+array_table!(ServiceHealthRow, service_health, ServiceHealth, services);
+array_table!(ServiceLimitsRow, service_limits, ServiceLimits, services);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use isthmus_core::mesh::{Cluster, FeedEvent, LinkState, PeerStatus, PeerView, Rows};
 use isthmus_core::model::{
     Affinity, Batch, Condition, EndpointPort, EndpointRow, ObjectName, PortRow, Protocol,
-    RowChange, ServiceRow,
+    RowChange, ServiceRow, ServiceRules,
 };
 use isthmus_mesh::certs;
 use isthmus_mesh::config::TlsPaths;
@@ -62,6 +62,7 @@ pub(crate) fn service(name: &str) -> RowChange {
         global: true,
         shared: true,
         affinity: Affinity::Local,
+        rules: ServiceRules::default(),
     }))
 }
 

@@ -3,20 +3,16 @@
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use aya_ebpf::bindings::bpf_sock_addr;
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval};
+use aya_ebpf::helpers::bpf_set_retval;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use isthmus_abi::{
-    BackendRow, CIDRS_MAX, Counter, DRAW_TRIES, Frontend4Key, Frontend6Key, NetPort, Refusal,
-    ScopeProtocol, Settings, client,
-};
-use isthmus_datapath::{Drawn, draw, in_cidr4, in_cidr6, judge, mapped_v4, protocol};
+use isthmus_abi::{BackendRow, NetPort, Refusal, client};
+use isthmus_datapath::protocol;
 
+use super::lookup::{Hit, look_up, look_up4};
+use super::pick::{Pick, client_scope, note_refusal, pick};
 use super::socket;
-use crate::atomic;
-use crate::maps::{
-    BACKEND_CONNECTS, BACKENDS, CLIENTS, FRONTENDS4, FRONTENDS6, RINGS, SETTINGS, SLOTS, count,
-};
+use crate::maps::SETTINGS;
 
 /// What a cgroup program returns to let the call go on.
 const ALLOW: i32 = 1;
@@ -37,23 +33,24 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
     let Some(protocol) = protocol(ip_protocol) else {
         return ALLOW;
     };
-    let peer = [0, 0, 0xffff_u32.to_be(), address];
-    match look_up4(address, port, protocol) {
-        Hit::Service(service) => match pick(&ctx, service) {
-            Pick::Backend(id, backend) => {
-                socket::remember(&ctx, peer, port, id, backend);
-                // SAFETY: writable fields of this context; the verifier checks offset and width.
-                unsafe {
-                    write_volatile(addr_of_mut!((*call).user_ip4), backend.address[3]);
-                    write_volatile(addr_of_mut!((*call).user_port), u32::from(backend.port));
-                }
-                ALLOW
+    let asked = [0, 0, 0xffff_u32.to_be(), address];
+    match connect(
+        &ctx,
+        look_up4(address, port, protocol),
+        asked,
+        port,
+        protocol,
+    ) {
+        Verdict::To(backend) => {
+            // SAFETY: writable fields of this context; the verifier checks offset and width.
+            unsafe {
+                write_volatile(addr_of_mut!((*call).user_ip4), backend.address[3]);
+                write_volatile(addr_of_mut!((*call).user_port), u32::from(backend.port));
             }
-            Pick::Pass => pass(&ctx),
-            Pick::Refuse(refusal) => refuse(refusal),
-        },
-        Hit::UnknownPort => refuse(Refusal::UnknownPort),
-        Hit::None => pass(&ctx),
+            ALLOW
+        }
+        Verdict::Pass => ALLOW,
+        Verdict::Refuse => DENY,
     }
 }
 
@@ -71,176 +68,80 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
     let Some(protocol) = protocol(ip_protocol) else {
         return ALLOW;
     };
-    let hit = match mapped_v4(address) {
-        Some(v4) => look_up4(v4, port, protocol),
-        None => look_up6(address, port, protocol),
-    };
-    match hit {
-        Hit::Service(service) => match pick(&ctx, service) {
-            Pick::Backend(id, backend) => {
-                socket::remember(&ctx, address, port, id, backend);
-                // SAFETY: as in `connect4`. A ring holds backends of its frontend's family only, so a mapped address
-                // stays mapped.
-                unsafe {
-                    write_user_ip6(call, &backend.address);
-                    write_volatile(addr_of_mut!((*call).user_port), u32::from(backend.port));
-                }
-                ALLOW
+    match connect(
+        &ctx,
+        look_up(address, port, protocol),
+        address,
+        port,
+        protocol,
+    ) {
+        Verdict::To(backend) => {
+            // SAFETY: as in `connect4`. A ring holds backends of its frontend's family only, so a mapped address stays
+            // mapped.
+            unsafe {
+                write_user_ip6(call, &backend.address);
+                write_volatile(addr_of_mut!((*call).user_port), u32::from(backend.port));
             }
-            Pick::Pass => pass(&ctx),
-            Pick::Refuse(refusal) => refuse(refusal),
-        },
-        Hit::UnknownPort => refuse(Refusal::UnknownPort),
-        Hit::None => pass(&ctx),
+            ALLOW
+        }
+        Verdict::Pass => ALLOW,
+        Verdict::Refuse => DENY,
     }
 }
 
-/// What the frontends know of an address and port.
-enum Hit {
-    Service(u32),
-    /// The address is a service's, the port is not.
-    UnknownPort,
-    None,
-}
-
-#[inline(always)]
-fn look_up4(address: u32, port: NetPort, protocol: u16) -> Hit {
-    let key = Frontend4Key {
-        address,
-        port,
-        scope_protocol: ScopeProtocol::new(0, protocol),
-    };
-    // SAFETY: a frontend's row is never replaced, and its place is not used again before every program that could
-    // hold it has ended: the agent waits for that.
-    if let Some(value) = unsafe { FRONTENDS4.get(&key) } {
-        return Hit::Service(value.service);
-    }
-    let Some(settings) = SETTINGS.get(0) else {
-        return Hit::None;
-    };
-    if settings.refuse_unknown_port == 0
-        || !(0..CIDRS_MAX).any(|i| in_cidr4(&settings.service_cidrs4[i], address))
-    {
-        return Hit::None;
-    }
-    let own = Frontend4Key {
-        address,
-        port: NetPort::from_net(0),
-        scope_protocol: ScopeProtocol::new(0, ScopeProtocol::ADDRESS_ONLY),
-    };
-    if FRONTENDS4.get_ptr(&own).is_some() {
-        Hit::UnknownPort
-    } else {
-        Hit::None
-    }
-}
-
-#[inline(always)]
-fn look_up6(address: [u32; 4], port: NetPort, protocol: u16) -> Hit {
-    let key = Frontend6Key {
-        address,
-        port,
-        scope_protocol: ScopeProtocol::new(0, protocol),
-    };
-    // SAFETY: as in `look_up4`.
-    if let Some(value) = unsafe { FRONTENDS6.get(&key) } {
-        return Hit::Service(value.service);
-    }
-    let Some(settings) = SETTINGS.get(0) else {
-        return Hit::None;
-    };
-    if settings.refuse_unknown_port == 0
-        || !(0..CIDRS_MAX).any(|i| in_cidr6(&settings.service_cidrs6[i], address))
-    {
-        return Hit::None;
-    }
-    let own = Frontend6Key {
-        address,
-        port: NetPort::from_net(0),
-        scope_protocol: ScopeProtocol::new(0, ScopeProtocol::ADDRESS_ONLY),
-    };
-    if FRONTENDS6.get_ptr(&own).is_some() {
-        Hit::UnknownPort
-    } else {
-        Hit::None
-    }
-}
-
-enum Pick {
-    Backend(u32, &'static BackendRow),
+enum Verdict {
+    To(&'static BackendRow),
     Pass,
-    Refuse(Refusal),
+    Refuse,
 }
 
-/// Chooses a backend of `service` for this client.
+/// Decides what becomes of a connect to `asked`, of which the frontends know `hit`.
 #[inline(always)]
-fn pick(ctx: &SockAddrContext, service: u32) -> Pick {
-    let Some(settings) = SETTINGS.get(0) else {
-        return Pick::Pass;
-    };
-    if client_scope(ctx, settings) != client::TRANSLATE {
-        count(Counter::ClientOutOfScope);
-        return Pick::Pass;
-    }
-    for _ in 0..DRAW_TRIES {
-        let Some(ring) = RINGS.get_ptr(service) else {
-            return Pick::Refuse(Refusal::NoBackend);
-        };
-        // SAFETY: one aligned word, written whole.
-        let ring = unsafe { read_volatile(ring) };
-        // SAFETY: a helper without arguments.
-        let random = unsafe { bpf_get_prandom_u32() };
-        let Some(index) = draw(ring, random) else {
-            return Pick::Refuse(Refusal::NoBackend);
-        };
-        if let Some(slot) = SLOTS.get_ptr(index) {
-            // SAFETY: one aligned word, written whole.
-            let slot = unsafe { read_volatile(slot) };
-            if let Some(backend) = BACKENDS.get(slot.backend())
-                && judge(service, slot, backend) == Drawn::Ours
+fn connect(
+    ctx: &SockAddrContext,
+    hit: Hit,
+    asked: [u32; 4],
+    port: NetPort,
+    protocol: u16,
+) -> Verdict {
+    match hit {
+        Hit::Service(service) => match pick(ctx, service, protocol) {
+            Pick::Backend(picked) => {
+                socket::remember(ctx, protocol, asked, port, &picked);
+                return Verdict::To(picked.row);
+            }
+            Pick::Pass => {}
+            Pick::Refuse(refusal) => {
+                note_refusal(refusal, Some(service));
+                refuse();
+                return Verdict::Refuse;
+            }
+        },
+        // Who is out of scope is let alone here too.
+        Hit::UnknownPort => {
+            if let Some(settings) = SETTINGS.get(0)
+                && client_scope(ctx, settings) == client::TRANSLATE
             {
-                if let Some(connects) = BACKEND_CONNECTS.get_ptr_mut(slot.backend()) {
-                    // SAFETY: an aligned word that programs change by atomic addition only.
-                    unsafe { atomic::add(connects, 1) };
-                }
-                return Pick::Backend(slot.backend(), backend);
+                note_refusal(Refusal::UnknownPort, None);
+                refuse();
+                return Verdict::Refuse;
             }
         }
-        count(Counter::DrawRetried);
+        Hit::None => {}
     }
-    Pick::Refuse(Refusal::DrawGaveUp)
+    // The socket may have been a service's before (`AF_UNSPEC`, then another address).
+    socket::forget(ctx, protocol);
+    Verdict::Pass
 }
 
-/// Whether this client's connections are ours to translate. Asked after a hit only.
+/// Sets the errno of the call.
 #[inline(always)]
-fn client_scope(ctx: &SockAddrContext, settings: &Settings) -> u32 {
-    if settings.client_rows != 0 {
-        // SAFETY: the helper takes this program type's context.
-        let cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
-        // SAFETY: a word without meaning beyond itself; rows are never replaced.
-        if let Some(word) = unsafe { CLIENTS.get(&cookie) } {
-            return word.scope;
-        }
-    }
-    settings.client_default
-}
-
-#[inline(always)]
-fn refuse(refusal: Refusal) -> i32 {
-    count(refusal.counter());
+pub(super) fn refuse() {
     let errno = SETTINGS
         .get(0)
         .map_or(111, |settings| settings.refuse_errno);
     // SAFETY: sets the errno of the refused call; a helper of this program type since Linux 5.18.
     unsafe { bpf_set_retval(-(errno as i32)) };
-    DENY
-}
-
-/// Leaves the call as it is. The socket may have been a service's before (`AF_UNSPEC`, then another address).
-#[inline(always)]
-fn pass(ctx: &SockAddrContext) -> i32 {
-    socket::forget(ctx);
-    ALLOW
 }
 
 /// # Safety

@@ -4,14 +4,21 @@
 //! busy client finds its own, warm row again and again. Only if two live sockets meet in one row does the older one's
 //! record move to a hash.
 
+use core::ffi::c_void;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_skc_to_mptcp_sock};
 use aya_ebpf::programs::SockAddrContext;
-use isthmus_abi::{BackendRow, Counter, NetPort, SOCKET_VERSION, SocketRow, SpillKey, socket_slot};
+use isthmus_abi::{
+    Counter, NetPort, SOCKET_VERSION, ScopeProtocol, SocketRow, SpillKey, socket_slot, socket_tag,
+};
 
+use isthmus_datapath::{Fate, fate};
+
+use super::pick::Picked;
 use crate::atomic;
-use crate::maps::{SOCKETS, SOCKETS_SPILLED, count};
+use crate::kernel::Sock;
+use crate::maps::{SCRATCH, SOCKETS, SOCKETS_SPILLED, count};
 
 /// In [`SocketRow::socket`]: nobody's.
 const FREE: u64 = 0;
@@ -26,123 +33,175 @@ static MPTCP: u8 = 0;
 const PROTOCOL_MPTCP: u32 = 262;
 const AF_INET: u32 = 2;
 
-/// A socket, as its rows know it.
-struct Owner {
+/// Word of `scratch`: where a pointer becomes a number.
+const POINTER: usize = 1;
+
+/// `TCP_CLOSE` (net/tcp_states.h).
+const CLOSE: u8 = 7;
+/// `TCP_SYN_SENT`.
+const SYN_SENT: u8 = 2;
+
+#[inline(always)]
+fn has_mptcp() -> bool {
+    // SAFETY: a constant of the loaded object; volatile, since its value here is not the one it is loaded with.
+    unsafe { read_volatile(&raw const MPTCP) != 0 }
+}
+
+/// The row at which a socket's record stands, if it has one.
+#[derive(Clone, Copy)]
+struct Place {
     row: *mut SocketRow,
     /// By which the row is this socket's.
     distance: u64,
-    cookie: u64,
-    /// A later subflow of an MPTCP connection, which the kernel binds to a source address before it connects.
-    joins: bool,
-}
-
-/// Finds the socket's row.
-///
-/// A connect of MPTCP comes here by its first subflow, `getpeername` by the owner's end: the row is the latter's. Its
-/// cookie cannot be had from the subflow; such rows hold 0.
-#[inline(always)]
-fn owner(ctx: &SockAddrContext) -> Option<Owner> {
-    // SAFETY: a readable field of a valid context, read once: the verifier takes two reads for two pointers.
-    let socket = unsafe { read_volatile(addr_of!((*ctx.sock_addr).__bindgen_anon_1.sk)) };
-    // SAFETY: a constant of the loaded object; volatile, since its value here is not the one it is loaded with.
-    if unsafe { read_volatile(&raw const MPTCP) } != 0 {
-        // SAFETY: the helper takes any socket, and returns null for one that is no subflow.
-        let whole = unsafe { bpf_skc_to_mptcp_sock(socket.cast()) };
-        if !whole.is_null() {
-            // SAFETY: readable fields of a socket. The words of the other family hold whatever was there before.
-            let (family, source4, source6) = unsafe {
-                (
-                    read_volatile(addr_of!((*socket).family)),
-                    read_volatile(addr_of!((*socket).src_ip4)),
-                    read_volatile(addr_of!((*socket).src_ip6[3])),
-                )
-            };
-            let source = if family == AF_INET { source4 } else { source6 };
-            return at(whole as u64, 0, source != 0);
-        }
-        // SAFETY: a readable field of a valid context.
-        if unsafe { read_volatile(addr_of!((*ctx.sock_addr).protocol)) } == PROTOCOL_MPTCP {
-            return at(socket as u64, 0, false);
-        }
-    }
-    // SAFETY: the helper takes this program type's context.
-    at(
-        socket as u64,
-        unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) },
-        false,
-    )
 }
 
 #[inline(always)]
-fn at(socket: u64, cookie: u64, joins: bool) -> Option<Owner> {
+fn place(socket: *const c_void) -> Option<Place> {
     let base = SOCKETS.get_ptr(0)?;
     // A difference of two pointers is a plain number to the verifier; it stays the same as long as the map lives.
-    let distance = socket.wrapping_sub(base as u64);
-    Some(Owner {
+    let distance = (socket as u64).wrapping_sub(base as u64);
+    Some(Place {
         row: SOCKETS.get_ptr_mut(socket_slot(distance))?,
         distance,
-        cookie,
-        joins,
     })
 }
 
-/// Notes that this socket asked for a service and was sent to `backend`.
+/// Where a socket lies, as a plain number: to the verifier, what was a pointer is none when a map gives it back.
+#[inline(always)]
+fn number(socket: *const c_void) -> Option<u64> {
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: a per-CPU row.
+    unsafe {
+        write_volatile(addr_of_mut!((*scratch)[POINTER]), socket as u64);
+        Some(read_volatile(addr_of!((*scratch)[POINTER])))
+    }
+}
+
+/// A socket, as its rows know it.
+struct Owner {
+    place: Place,
+    cookie: u64,
+}
+
+impl Owner {
+    /// The end of an MPTCP connection that its program holds. Its cookie cannot be had from a subflow; such rows hold 0.
+    #[inline(always)]
+    fn whole(socket: *const c_void) -> Option<Self> {
+        Some(Self {
+            place: place(socket)?,
+            cookie: 0,
+        })
+    }
+    #[inline(always)]
+    fn spill_key(&self) -> SpillKey {
+        SpillKey {
+            // Cookies are counted up from 1; a distance is far above any.
+            cookie: if self.cookie == 0 {
+                self.place.distance
+            } else {
+                self.cookie
+            },
+        }
+    }
+}
+
+/// The context's socket. The verifier takes two reads of the field for two pointers: read it once.
+#[inline(always)]
+pub fn of_context(ctx: &SockAddrContext) -> *const c_void {
+    // SAFETY: a readable field of a valid context.
+    unsafe { read_volatile(addr_of!((*ctx.sock_addr).__bindgen_anon_1.sk)) as *const c_void }
+}
+
+/// Notes that this socket asked for a service and was sent to the picked backend.
+///
+/// A connect of MPTCP comes here by its first subflow, `getpeername` by the owner's end: the row is the latter's.
 #[inline(always)]
 pub fn remember(
     ctx: &SockAddrContext,
+    protocol: u16,
     address: [u32; 4],
     port: NetPort,
-    id: u32,
-    backend: &BackendRow,
+    picked: &Picked,
 ) {
-    let Some(Owner {
-        row,
-        distance,
-        cookie,
-        ..
-    }) = owner(ctx)
-    else {
+    let backend = picked.row;
+    let socket = of_context(ctx);
+    let Some(owner) = owner_at_connect(ctx, socket, protocol) else {
         return;
     };
+    let Place { row, distance } = owner.place;
     // SAFETY: an aligned word inside the map's row; a plain read, confirmed by the exchange.
     let seen = unsafe { read_volatile(addr_of!((*row).socket)) };
     // SAFETY: as above; programs take a row by exchanging this word.
     let taken = seen != CLAIMED
         && unsafe { atomic::exchange_if(addr_of_mut!((*row).socket), seen, CLAIMED) };
     if !taken {
-        spill_own(row, cookie, address, port, id, backend);
+        spill_own(&owner, address, port, picked);
         return;
     }
     if seen != FREE && seen != distance {
-        spill_other(row);
+        spill_other(socket, row, seen, distance);
     }
     // SAFETY: the exchange made the row ours alone until `socket` is written.
     unsafe {
-        (*row).cookie = cookie;
+        (*row).cookie = owner.cookie;
         (*row).service_address = address;
         (*row).backend_address = backend.address;
         (*row).service_port = port.net();
         (*row).backend_port = backend.port;
         (*row).version = SOCKET_VERSION;
-        (*row).backend = id;
+        (*row).tag = tag(picked);
+        (*row).mark = picked.mark as u8;
+        (*row).backend = picked.id;
         (*row).service = backend.service;
         write_volatile(addr_of_mut!((*row).socket), distance);
     }
 }
 
-/// Moves the row of another socket, perhaps long closed, to the hash.
-#[inline(never)]
-fn spill_other(row: *mut SocketRow) {
-    // SAFETY: the caller has taken the row.
-    let (key, value) = unsafe {
-        (
-            SpillKey {
-                cookie: (*row).cookie,
-            },
-            &*row,
-        )
+#[inline(always)]
+fn tag(picked: &Picked) -> u8 {
+    let watched = if picked.watched {
+        socket_tag::WATCHED
+    } else {
+        0
     };
-    let stored = SOCKETS_SPILLED.insert(&key, value, 0).is_ok();
+    picked.row.generation as u8 & socket_tag::GENERATION | watched
+}
+
+#[inline(always)]
+fn owner_at_connect(ctx: &SockAddrContext, socket: *const c_void, protocol: u16) -> Option<Owner> {
+    if protocol == ScopeProtocol::TCP && has_mptcp() {
+        // SAFETY: the helper takes any socket, and returns null for one that is no subflow.
+        let whole = unsafe { bpf_skc_to_mptcp_sock(socket.cast_mut()) };
+        if !whole.is_null() {
+            return Owner::whole(whole.cast());
+        }
+    }
+    Some(Owner {
+        place: place(socket)?,
+        // SAFETY: the helper takes this program type's context.
+        cookie: unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) },
+    })
+}
+
+/// Moves the row of another socket to the hash, if that socket lives: closed ones leave their records behind, and nobody
+/// asks for those.
+#[inline(never)]
+fn spill_other(socket: *const c_void, row: *mut SocketRow, seen: u64, distance: u64) {
+    let Some(own) = number(socket) else {
+        return;
+    };
+    let other = Sock(own.wrapping_add(seen.wrapping_sub(distance)));
+    // SAFETY: the caller has taken the row.
+    let cookie = unsafe { (*row).cookie };
+    let lives = other.state() != CLOSE && (cookie == 0 || other.cookie() == cookie);
+    if !lives {
+        return;
+    }
+    let key = SpillKey {
+        cookie: if cookie == 0 { seen } else { cookie },
+    };
+    // SAFETY: as above.
+    let stored = SOCKETS_SPILLED.insert(&key, unsafe { &*row }, 0).is_ok();
     // SAFETY: as above.
     unsafe { (*row).spilled = 1 };
     count(if stored {
@@ -154,32 +213,25 @@ fn spill_other(row: *mut SocketRow) {
 
 /// The row is being written on another CPU: this socket's record goes to the hash.
 #[inline(always)]
-fn spill_own(
-    row: *mut SocketRow,
-    cookie: u64,
-    address: [u32; 4],
-    port: NetPort,
-    id: u32,
-    backend: &BackendRow,
-) {
+fn spill_own(owner: &Owner, address: [u32; 4], port: NetPort, picked: &Picked) {
+    let backend = picked.row;
     let own = SocketRow {
         socket: FREE,
-        cookie,
+        cookie: owner.cookie,
         service_address: address,
         backend_address: backend.address,
         service_port: port.net(),
         backend_port: backend.port,
         version: SOCKET_VERSION,
         spilled: 0,
-        reserved: 0,
-        backend: id,
+        tag: tag(picked),
+        mark: picked.mark as u8,
+        backend: picked.id,
         service: backend.service,
     };
-    let stored = SOCKETS_SPILLED
-        .insert(&SpillKey { cookie }, &own, 0)
-        .is_ok();
+    let stored = SOCKETS_SPILLED.insert(&owner.spill_key(), &own, 0).is_ok();
     // SAFETY: a byte that is only ever set.
-    unsafe { write_volatile(addr_of_mut!((*row).spilled), 1) };
+    unsafe { write_volatile(addr_of_mut!((*owner.place.row).spilled), 1) };
     count(if stored {
         Counter::SocketSpilled
     } else {
@@ -189,60 +241,193 @@ fn spill_own(
 
 /// Drops what the socket remembers, if anything: its new peer is nobody's backend by us. A later subflow of MPTCP takes
 /// nothing from the connection that it joins.
+///
+/// Most sockets that come here never were a service's: those pay for a look at one row, and for no helper.
 #[inline(always)]
-pub fn forget(ctx: &SockAddrContext) {
-    let Some(Owner {
-        row,
-        distance,
-        cookie,
-        joins,
-    }) = owner(ctx)
-    else {
+pub fn forget(ctx: &SockAddrContext, protocol: u16) {
+    let socket = of_context(ctx);
+    let mut key = 0;
+    let mut at = place(socket);
+    if protocol == ScopeProtocol::TCP && has_mptcp() {
+        // SAFETY: as in `owner_at_connect`.
+        let whole = unsafe { bpf_skc_to_mptcp_sock(socket.cast_mut()) };
+        if !whole.is_null() {
+            if joins(ctx) {
+                return;
+            }
+            at = place(whole.cast());
+            if let Some(Place { distance, .. }) = at {
+                key = distance;
+            }
+        }
+    }
+    let Some(Place { row, distance }) = at else {
         return;
     };
-    if joins {
-        return;
-    }
-    // SAFETY: aligned words inside the map's row. Only this socket's own thread of calls writes its distance there.
+    // SAFETY: aligned words inside the map's row. A row that another CPU takes meanwhile stays as that one writes it.
     unsafe {
         if read_volatile(addr_of!((*row).socket)) == distance {
-            write_volatile(addr_of_mut!((*row).socket), FREE);
+            let _ = atomic::exchange_if(addr_of_mut!((*row).socket), distance, FREE);
         }
         if read_volatile(addr_of!((*row).spilled)) != 0 {
-            let _ = SOCKETS_SPILLED.remove(&SpillKey { cookie });
+            if key == 0 {
+                key = bpf_get_socket_cookie(ctx.sock_addr.cast());
+            }
+            let _ = SOCKETS_SPILLED.remove(&SpillKey { cookie: key });
         }
+    }
+}
+
+/// Whether this subflow joins a connection: the kernel binds such to a source address before it connects.
+#[inline(always)]
+fn joins(ctx: &SockAddrContext) -> bool {
+    // SAFETY: a readable field of a valid context, and readable fields of a socket. Both families' words are read, since the
+    // verifier takes no choice of one; those of the other family hold whatever was there before.
+    unsafe {
+        let socket = read_volatile(addr_of!((*ctx.sock_addr).__bindgen_anon_1.sk));
+        let family = read_volatile(addr_of!((*socket).family));
+        let source4 = read_volatile(addr_of!((*socket).src_ip4));
+        let source6 = read_volatile(addr_of!((*socket).src_ip6[3]));
+        (if family == AF_INET { source4 } else { source6 }) != 0
     }
 }
 
 /// The service's address and port (network order), if the socket's peer is still the backend it was sent to.
 #[inline(always)]
 pub fn recall(ctx: &SockAddrContext, peer: [u32; 4], port: NetPort) -> Option<([u32; 4], u16)> {
-    let Owner {
-        row,
-        distance,
-        cookie,
-        ..
-    } = owner(ctx)?;
-    // SAFETY: the row is inside the map.
-    let (owner, spilled) = unsafe {
+    let socket = of_context(ctx);
+    // SAFETY: a readable field of a valid context.
+    let protocol = unsafe { read_volatile(addr_of!((*ctx.sock_addr).protocol)) };
+    let owner = if protocol == PROTOCOL_MPTCP {
+        Owner::whole(socket)?
+    } else {
+        Owner {
+            place: place(socket)?,
+            // SAFETY: the helper takes this program type's context.
+            cookie: unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) },
+        }
+    };
+    let row = record(&owner)?;
+    // SAFETY: the row is inside a map. What is read is believed only if the row was this socket's before and after.
+    let (address, service_port, backend, backend_port) = unsafe {
+        (
+            read_volatile(addr_of!((*row).service_address)),
+            read_volatile(addr_of!((*row).service_port)),
+            read_volatile(addr_of!((*row).backend_address)),
+            read_volatile(addr_of!((*row).backend_port)),
+        )
+    };
+    let still = backend_port == port.net()
+        && backend[0] == peer[0]
+        && backend[1] == peer[1]
+        && backend[2] == peer[2]
+        && backend[3] == peer[3];
+    (still && record(&owner) == Some(row)).then_some((address, service_port))
+}
+
+/// Where the socket's record stands now.
+#[inline(always)]
+fn record(owner: &Owner) -> Option<*mut SocketRow> {
+    let Place { row, distance } = owner.place;
+    // SAFETY: aligned words of a row inside the map.
+    let (socket, cookie, spilled) = unsafe {
         (
             read_volatile(addr_of!((*row).socket)),
+            read_volatile(addr_of!((*row).cookie)),
             read_volatile(addr_of!((*row).spilled)),
         )
     };
-    // SAFETY: as above; while `socket` is this socket's, nobody else writes the row.
-    let mut found = unsafe { &*row };
-    if owner != distance || found.cookie != cookie {
-        if spilled == 0 {
-            return None;
-        }
-        // SAFETY: a row of this socket, written by its own connect and by nobody after it.
-        found = unsafe { SOCKETS_SPILLED.get(&SpillKey { cookie }) }?;
+    if socket == distance && cookie == owner.cookie {
+        return Some(row);
     }
-    let still = found.backend_port == port.net()
-        && found.backend_address[0] == peer[0]
-        && found.backend_address[1] == peer[1]
-        && found.backend_address[2] == peer[2]
-        && found.backend_address[3] == peer[3];
-    still.then_some((found.service_address, found.service_port))
+    if spilled == 0 {
+        return None;
+    }
+    SOCKETS_SPILLED.get_ptr_mut(&owner.spill_key())
+}
+
+/// The record of a socket that the kernel reports, if it was sent to a service's backend and this is about that connect:
+/// a later subflow of MPTCP is not.
+#[inline(always)]
+pub fn reported(socket: *const c_void) -> Option<*mut SocketRow> {
+    let at = place(socket)?;
+    if has_mptcp() {
+        let own = number(socket)?;
+        if let Some(whole) = Sock(own).whole() {
+            if whole.state() != SYN_SENT {
+                return None;
+            }
+            let distance = at.distance.wrapping_add(whole.0.wrapping_sub(own));
+            return record(&Owner {
+                place: Place {
+                    row: SOCKETS.get_ptr_mut(socket_slot(distance))?,
+                    distance,
+                },
+                cookie: 0,
+            });
+        }
+    }
+    record(&Owner {
+        place: at,
+        // SAFETY: the helper takes a socket in tracing programs.
+        cookie: unsafe { bpf_get_socket_cookie(socket.cast_mut()) },
+    })
+}
+
+/// Notes how a socket ends that a later connect asks for. The context of this hook is the socket itself.
+#[inline(always)]
+pub fn note_end(socket: *const c_void) {
+    let Some(Place { row, distance }) = place(socket) else {
+        return;
+    };
+    // SAFETY: words of a row inside the map.
+    let tag = unsafe {
+        if read_volatile(addr_of!((*row).socket)) != distance {
+            return;
+        }
+        read_volatile(addr_of!((*row).tag))
+    };
+    if tag & socket_tag::WATCHED == 0 {
+        return;
+    }
+    let Some(own) = number(socket) else {
+        return;
+    };
+    let sock = Sock(own);
+    // SAFETY: the row is this socket's: it closes, so nobody connects it meanwhile.
+    unsafe {
+        let same = sock.cookie() == read_volatile(addr_of!((*row).cookie));
+        let address = read_volatile(addr_of!((*row).backend_address));
+        let port = read_volatile(addr_of!((*row).backend_port));
+        if same
+            && fate(sock.state(), sock.heard()) == Fate::Established
+            && sock.peer_is(&address, port)
+        {
+            write_volatile(addr_of_mut!((*row).tag), tag | socket_tag::ESTABLISHED);
+        }
+    }
+}
+
+/// Where the record of a watched socket's end is to stand: its row in `sockets`.
+#[inline(always)]
+pub fn place_number(socket: *const c_void) -> u32 {
+    match SOCKETS.get_ptr(0) {
+        Some(base) => socket_slot((socket as u64).wrapping_sub(base as u64)),
+        None => 0,
+    }
+}
+
+/// Whether a watched socket that is gone was established when it was closed.
+#[inline(always)]
+pub fn ended_well(place: u32, cookie: u64) -> bool {
+    let Some(row) = SOCKETS.get_ptr(place) else {
+        return false;
+    };
+    // SAFETY: words of a row inside the map; the cookie is read before and after.
+    unsafe {
+        let before = read_volatile(addr_of!((*row).cookie));
+        let tag = read_volatile(addr_of!((*row).tag));
+        let after = read_volatile(addr_of!((*row).cookie));
+        before == cookie && after == cookie && tag & socket_tag::ESTABLISHED != 0
+    }
 }

@@ -5,7 +5,8 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, ensure};
 use isthmus_abi::{
-    BackendRow, Frontend4Key, FrontendValue, NetPort, Ring, ScopeProtocol, Slot, backend_state,
+    BackendHealthRow, BackendRow, Frontend4Key, FrontendValue, NetPort, Ring, ScopeProtocol, Slot,
+    backend_state,
 };
 use isthmus_agent::datapath::trivial::{CONNECT4, GETPEERNAME4, Program};
 use isthmus_agent::datapath::{Datapath, DatapathConfig, MapSizes, MappedArray, cleanup};
@@ -73,7 +74,7 @@ pub struct Fleet<'a> {
     services: u32,
     /// In the order of [`Variant::ALL`].
     programs: [Vec<Program>; 5],
-    connects: MappedArray<u64>,
+    connects: MappedArray<BackendHealthRow>,
 }
 
 impl<'a> Fleet<'a> {
@@ -87,6 +88,7 @@ impl<'a> Fleet<'a> {
             translate_pods: true,
             refuse_unknown_port: true,
             refuse_errno: nix::libc::ECONNREFUSED.cast_unsigned(),
+            passive_health: true,
         };
         let datapath = Datapath::open(&config)?;
         fill(&mut datapath.tables()?, services, protocol)?;
@@ -100,7 +102,7 @@ impl<'a> Fleet<'a> {
             Program::forgetful(&datapath)?,
             Program::ours(&datapath)?,
         ];
-        let connects = datapath.array::<u64>("backend_connects")?;
+        let connects = datapath.array::<BackendHealthRow>("backend_health")?;
         // Programs hold their maps; the pins have done their work.
         drop(datapath);
         cleanup(arena.pins())?;
@@ -165,7 +167,7 @@ impl<'a> Fleet<'a> {
     #[must_use]
     pub fn sent(&self) -> u64 {
         (0..self.services * EACH)
-            .map(|id| self.connects.get(id))
+            .map(|id| self.connects.get(id).connects)
             .sum()
     }
 }

@@ -230,7 +230,7 @@ fn ids_and_generations_go_on() {
         .id;
     world.say(west(), vec![gone("a", "10.2.0.1")]);
     world.settle();
-    world.memory.maps().backend_connects[id as usize] = 7;
+    world.memory.maps().backend_health[id as usize].connects = 7;
     let mut again = restart(&world);
     again.store = world.store;
     again.say_all();
@@ -240,7 +240,7 @@ fn ids_and_generations_go_on() {
     let dump = again.reconciler.dump().next().unwrap();
     let reborn = dump.backends.iter().find(|b| b.id == id).unwrap();
     assert_eq!(reborn.generation, 2);
-    assert_eq!(again.memory.maps().backend_connects[id as usize], 0);
+    assert_eq!(again.memory.maps().backend_health[id as usize].connects, 0);
 }
 
 #[test]

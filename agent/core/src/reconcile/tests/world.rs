@@ -9,7 +9,7 @@ use isthmus_abi::{Frontend4Key, NetPort, ScopeProtocol, Slot, TierHead, backend_
 use crate::desired::{BackendKey, Frontend, Here, Programmed, changes};
 use crate::model::{
     Affinity, Batch, Condition, EndpointKey, EndpointPort, EndpointRow, ObjectName, PortRow,
-    Protocol, RowChange, ServiceRow,
+    Protocol, RowChange, ServiceRow, ServiceRules,
 };
 use crate::reconcile::ring::backend_key;
 use crate::reconcile::{GraceTicket, Reconciler};
@@ -104,6 +104,7 @@ pub(super) fn service_with(text: &str, affinity: Affinity, ports: &[(&str, u16)]
         global: true,
         shared: true,
         affinity,
+        rules: ServiceRules::default(),
     }))
 }
 

@@ -1,0 +1,251 @@
+//! What the programs learn of backends by themselves. Every row here is written by programs; the agent zeroes a row only
+//! while no program can reach it.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "fields are cut out of packed words"
+)]
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// By so many marks health tells a node's clients (network namespaces) apart. The top byte of a word of marks is free for
+/// the epoch, or for a score.
+pub const CLIENT_MARKS: u32 = 56;
+
+/// Bits of a word of marks.
+pub const MARKS: u64 = (1 << CLIENT_MARKS) - 1;
+
+/// In the place of a client's mark: health does not look at this connect.
+pub const NO_MARK: u32 = 63;
+
+/// The mark of a network namespace, 0..[`CLIENT_MARKS`]. Cookies are counted up, so a multiplicative hash (Knuth,
+/// TAOCP 6.4) gives neighbours different marks; two of many clients can still share one.
+#[inline(always)]
+#[must_use]
+pub const fn client_mark(netns_cookie: u64) -> u32 {
+    let spread = netns_cookie.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    ((spread * CLIENT_MARKS as u64) >> 32) as u32
+}
+
+/// Time in health's rows: nanoseconds since boot (`CLOCK_MONOTONIC`) without their low 16 bits, 65.5 µs each. 48 bits
+/// reach for centuries.
+pub const TICK_SHIFT: u32 = 16;
+
+/// Ticks of so many milliseconds, rounded up.
+#[must_use]
+pub const fn ticks(milliseconds: u64) -> u64 {
+    ((milliseconds * 1_000_000) >> TICK_SHIFT) + 1
+}
+
+/// Shift from nanoseconds to epochs: 34.4 s each. A client stands in the epoch in which it was seen established, and in
+/// the next.
+pub const EPOCH_SHIFT: u32 = 35;
+
+/// Clients of one epoch, as marks: `epoch's low byte << 56 | marks`. A word of another epoch holds nobody.
+#[repr(transparent)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Standing(pub u64);
+
+impl Standing {
+    #[must_use]
+    pub const fn new(epoch: u64, marks: u64) -> Self {
+        Self(epoch << CLIENT_MARKS | marks & MARKS)
+    }
+    /// Those who stand in `epoch` by this word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(self, epoch: u64) -> u64 {
+        if self.0 >> CLIENT_MARKS == epoch & 0xff {
+            self.0 & MARKS
+        } else {
+            0
+        }
+    }
+}
+
+/// Kinds of [`HealthState`].
+pub mod health_kind {
+    /// Nothing is held against it.
+    pub const HEALTHY: u8 = 0;
+    /// Connects failed; those that follow are watched.
+    pub const SUSPECT: u8 = 1;
+    /// Left out of draws until `time`; then one standing client's connect is its trial.
+    pub const EJECTED: u8 = 2;
+    /// One connect, by the client of `mark`, tries it until `time`.
+    pub const TRIAL: u8 = 3;
+}
+
+/// Health of a backend in one 64-bit word, changed by compare-and-swap: `time:48, mark:8, doublings:6, kind:2`. 0 is healthy.
+#[repr(transparent)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct HealthState(pub u64);
+
+impl HealthState {
+    pub const HEALTHY: Self = Self(0);
+    /// Most that back-off can double.
+    pub const DOUBLINGS_MAX: u32 = 63;
+
+    #[must_use]
+    pub const fn suspect(since: u64) -> Self {
+        Self(since << 16 | health_kind::SUSPECT as u64)
+    }
+    /// `doublings` is capped at [`Self::DOUBLINGS_MAX`].
+    #[must_use]
+    pub const fn ejected(until: u64, doublings: u32) -> Self {
+        Self(until << 16 | Self::capped(doublings) << 2 | health_kind::EJECTED as u64)
+    }
+    #[must_use]
+    pub const fn trial(deadline: u64, doublings: u32, mark: u32) -> Self {
+        Self(
+            deadline << 16
+                | (mark as u64 & 0xff) << 8
+                | Self::capped(doublings) << 2
+                | health_kind::TRIAL as u64,
+        )
+    }
+    const fn capped(doublings: u32) -> u64 {
+        if doublings > Self::DOUBLINGS_MAX {
+            Self::DOUBLINGS_MAX as u64
+        } else {
+            doublings as u64
+        }
+    }
+    /// One of [`health_kind`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn kind(self) -> u8 {
+        self.0 as u8 & 3
+    }
+    /// Ejections since the last success but one.
+    #[must_use]
+    pub const fn doublings(self) -> u32 {
+        self.0 as u32 >> 2 & Self::DOUBLINGS_MAX
+    }
+    /// Whose connect the trial is.
+    #[must_use]
+    pub const fn mark(self) -> u32 {
+        self.0 as u32 >> 8 & 0xff
+    }
+    /// In ticks: since when it is suspect, until when it is ejected, or the trial's deadline.
+    #[must_use]
+    pub const fn time(self) -> u64 {
+        self.0 >> 16
+    }
+}
+
+/// Value of `backend_health`, indexed by backend id: what a draw looks at.
+#[repr(C)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct BackendHealthRow {
+    /// Connects sent there, by atomic addition.
+    pub connects: u64,
+    /// A [`HealthState`].
+    pub state: u64,
+    /// Clients seen established there, [`Standing`] by the epoch's lowest bit.
+    pub standing: [u64; 2],
+}
+
+/// Value of `backend_failures`, indexed by backend id: touched when a connect fails, and while the backend is suspect.
+/// Counts are exact, of sockets that were sent there.
+#[repr(C)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct BackendFailuresRow {
+    pub refused: u64,
+    /// No route, no host, or an ICMP error that says so.
+    pub unreachable: u64,
+    /// Connects given up by the kernel without an answer.
+    pub timed_out: u64,
+    /// Sockets whose first SYN got no answer within the first time-out; some are answered later.
+    pub unanswered: u64,
+    /// What counts against it since the last verified success: `score:8, marks:56` of the clients that it failed.
+    pub run: u64,
+    /// Marks of clients that it failed once since their last verified success there.
+    pub doubted: u64,
+    /// Marks of clients to which it is closed until `closed_until`.
+    pub closed: u64,
+    /// In ticks.
+    pub closed_until: u64,
+}
+
+/// Value of `service_health`, indexed by service.
+#[repr(C)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct ServiceHealthRow {
+    /// Clients seen established at any backend, [`Standing`] by the epoch's lowest bit.
+    pub standing: [u64; 2],
+    /// Connects refused by us.
+    pub refused: u64,
+    /// Draws that found every backend of every tier ejected, and went on as if none were.
+    pub all_ejected: u64,
+    /// Ejections, but for those after a failed trial.
+    pub ejected_total: u64,
+}
+
+/// Value of `service_limits`, indexed by service: written by the agent.
+#[repr(C)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct ServiceLimitsRow {
+    /// A backend is ejected only while [`ServiceHealthRow::ejected_total`] is below this.
+    pub allowed_total: u64,
+    /// Seconds that a client keeps its backend; 0 is no affinity.
+    pub affinity_seconds: u32,
+    /// Bits of [`service_flags`].
+    pub flags: u32,
+}
+
+/// Bits of [`ServiceLimitsRow::flags`].
+pub mod service_flags {
+    /// Failures are counted, and eject nobody.
+    pub const NO_PASSIVE_HEALTH: u32 = 1;
+}
+
+/// Watched connects that each client has: services that it uses share them by a hash, and no client can push out another's.
+pub const WATCHES_PER_CLIENT: u32 = 64;
+
+/// Value of `watches`, by [`watch_slot`]: a connect whose fate a later one looks at, and what the client last failed at.
+#[repr(C)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct WatchRow {
+    /// The socket's address in the kernel's memory; 0 in a free row. Memory is another's if the cookie there is.
+    pub socket: u64,
+    pub cookie: u64,
+    /// In ticks.
+    pub since: u64,
+    pub service: u32,
+    pub backend: u32,
+    pub generation: u32,
+    /// Backend id + 1 at which the client last failed without a verified success since; 0 for none.
+    pub failed_at: u32,
+    /// The socket's row in `sockets`, where its end is noted.
+    pub place: u32,
+    pub reserved: u32,
+}
+
+#[inline(always)]
+#[must_use]
+pub const fn watch_slot(mark: u32, service: u32) -> u32 {
+    let spread = (service as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58;
+    mark * WATCHES_PER_CLIENT + (spread as u32 & (WATCHES_PER_CLIENT - 1))
+}
+
+const _: () = {
+    assert!(size_of::<BackendHealthRow>() == 32);
+    assert!(size_of::<BackendFailuresRow>() == 64);
+    assert!(size_of::<ServiceHealthRow>() == 40);
+    assert!(size_of::<ServiceLimitsRow>() == 16);
+    assert!(size_of::<WatchRow>() == 48);
+};

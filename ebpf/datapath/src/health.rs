@@ -1,0 +1,295 @@
+use isthmus_abi::{HealthState, MARKS, Standing, health_kind, ticks};
+
+/// What a refusal, or an unreachable host, weighs against a backend.
+pub const WEIGHT_FAILED: u64 = 5;
+/// What a first time-out weighs: at one lost packet in a hundred each way, two in a row are common and five are not.
+pub const WEIGHT_UNANSWERED: u64 = 3;
+/// With so much against it since its last verified success, a backend is ejected: three refusals, or five time-outs.
+pub const EJECT_AT: u64 = 15;
+
+/// How long the first ejection lasts, and how long a backend stays closed to one client.
+pub const FIRST_EJECTION: u64 = ticks(5_000);
+/// No ejection lasts longer.
+pub const LONGEST_EJECTION: u64 = ticks(300_000);
+/// A trial without a word for so long has failed.
+pub const TRIAL: u64 = ticks(100);
+
+/// How long the ejection after `doublings` others lasts, in ticks: 5 s × 2ⁿ, 20 % more or less, never above 300 s.
+/// Nodes that ejected together do not return together.
+#[inline(always)]
+#[must_use]
+pub const fn back_off(doublings: u32, random: u32) -> u64 {
+    // 5 s × 2⁶ is above the bound already, with any jitter.
+    let doublings = if doublings > 6 { 6 } else { doublings };
+    let whole = FIRST_EJECTION << doublings;
+    let jittered = whole * 4 / 5 + ((whole * 2 / 5) * random as u64 >> 32);
+    if jittered > LONGEST_EJECTION {
+        LONGEST_EJECTION
+    } else {
+        jittered
+    }
+}
+
+/// What a backend's state means to a draw.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stance {
+    /// Take it.
+    Open,
+    /// Take it unless it is closed to this client, and watch.
+    Suspect,
+    /// Leave it.
+    Ejected,
+    /// A standing client's connect may be its trial.
+    Due,
+    /// Another connect tries it.
+    Trial,
+}
+
+#[inline(always)]
+#[must_use]
+pub const fn stance(state: HealthState, now: u64) -> Stance {
+    match state.kind() {
+        health_kind::HEALTHY => Stance::Open,
+        health_kind::SUSPECT => Stance::Suspect,
+        health_kind::EJECTED if now < state.time() => Stance::Ejected,
+        health_kind::EJECTED => Stance::Due,
+        _ => Stance::Trial,
+    }
+}
+
+/// Clients that stand now: seen established in this epoch or in the last. `words` are a row's, by the epoch's lowest bit.
+#[inline(always)]
+#[must_use]
+pub const fn standing(words: [u64; 2], epoch: u64) -> u64 {
+    let last = epoch.wrapping_sub(1);
+    Standing(words[(epoch & 1) as usize]).of(epoch) | Standing(words[(last & 1) as usize]).of(last)
+}
+
+/// Whether this client's failures count, and whether it may try an ejected backend: it stands, or nobody does and there
+/// is no one better to ask.
+#[inline(always)]
+#[must_use]
+pub const fn has_vote(standing: u64, bit: u64) -> bool {
+    standing == 0 || standing & bit != 0
+}
+
+/// `run` with another failure: the score in the top byte, capped, and the client's bit.
+#[inline(always)]
+#[must_use]
+pub const fn add_failure(run: u64, bit: u64, weight: u64) -> u64 {
+    let score = (run >> MARKS.count_ones()) + weight;
+    let score = if score > 0xff { 0xff } else { score };
+    score << MARKS.count_ones() | (run | bit) & MARKS
+}
+
+/// What a run of failures leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Judgement {
+    /// Too little is held against the backend.
+    Keep,
+    /// Enough, but by one client's word while others could speak: closed to that client.
+    Close,
+    /// Enough, by the word of two clients, or of the only one that stands.
+    Eject,
+}
+
+#[inline(always)]
+#[must_use]
+pub const fn judge_run(run: u64, standing: u64) -> Judgement {
+    if run >> MARKS.count_ones() < EJECT_AT {
+        return Judgement::Keep;
+    }
+    if several(run & MARKS) || (standing != 0 && !several(standing)) {
+        Judgement::Eject
+    } else {
+        Judgement::Close
+    }
+}
+
+/// More than one bit.
+const fn several(marks: u64) -> bool {
+    marks & marks.wrapping_sub(1) != 0
+}
+
+/// How a watched connect stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// It was established, whatever came after.
+    Established,
+    /// No answer so far.
+    Waiting,
+    /// The socket is another's, or was given up: nobody knows.
+    Gone,
+}
+
+/// `state` is the kernel's (net/tcp_states.h); `heard` says whether the peer ever answered with data or an acknowledgement.
+#[inline(always)]
+#[must_use]
+pub const fn fate(state: u8, heard: bool) -> Fate {
+    const ESTABLISHED: u8 = 1;
+    const SYN_SENT: u8 = 2;
+    const SYN_RECV: u8 = 3;
+    const CLOSE: u8 = 7;
+    match state {
+        SYN_SENT | SYN_RECV => Fate::Waiting,
+        CLOSE if heard => Fate::Established,
+        // FIN_WAIT1, FIN_WAIT2, TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING.
+        ESTABLISHED | 4..=6 | 8 | 9 | 11 => Fate::Established,
+        _ => Fate::Gone,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use isthmus_abi::{CLIENT_MARKS, client_mark};
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+    use std::vec;
+    use std::vec::Vec;
+
+    const A: u64 = 1;
+    const B: u64 = 1 << 55;
+
+    fn run(failures: &[(u64, u64)]) -> u64 {
+        failures
+            .iter()
+            .fold(0, |run, (bit, weight)| add_failure(run, *bit, *weight))
+    }
+
+    #[test]
+    fn three_refusals_or_five_time_outs_eject() {
+        let refused = |clients: &[u64]| {
+            run(&clients
+                .iter()
+                .map(|bit| (*bit, WEIGHT_FAILED))
+                .collect::<Vec<_>>())
+        };
+        let unanswered = |n: usize| run(&vec![(A, WEIGHT_UNANSWERED); n]);
+        for (name, run, standing, wanted) in [
+            ("two refusals", refused(&[A, B]), A | B, Judgement::Keep),
+            (
+                "three of the only voter",
+                refused(&[A, A, A]),
+                A,
+                Judgement::Eject,
+            ),
+            (
+                "three of one among two voters",
+                refused(&[A, A, A]),
+                A | B,
+                Judgement::Close,
+            ),
+            (
+                "three of two clients",
+                refused(&[A, A, B]),
+                A | B,
+                Judgement::Eject,
+            ),
+            (
+                "three, nobody stands",
+                refused(&[A, A, A]),
+                0,
+                Judgement::Close,
+            ),
+            (
+                "three of two, nobody stands",
+                refused(&[A, B, B]),
+                0,
+                Judgement::Eject,
+            ),
+            ("four time-outs", unanswered(4), A, Judgement::Keep),
+            ("five time-outs", unanswered(5), A, Judgement::Eject),
+        ] {
+            assert_eq!(judge_run(run, standing), wanted, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_run_saturates() {
+        let long = run(&vec![(B, WEIGHT_FAILED); 1000]);
+        assert_eq!(long >> CLIENT_MARKS, 0xff);
+        assert_eq!(long & MARKS, B);
+    }
+
+    #[test]
+    fn a_client_stands_for_two_epochs() {
+        let seen = [Standing::new(8, A).0, Standing::new(7, B).0];
+        assert_eq!(standing(seen, 8), A | B);
+        assert_eq!(standing(seen, 9), A);
+        assert_eq!(standing(seen, 10), 0);
+        // The byte of the epoch turns over.
+        assert_eq!(
+            standing([Standing::new(256, A).0, Standing::new(255, B).0], 256),
+            A | B
+        );
+        assert_eq!(standing([0, 0], 3), 0);
+    }
+
+    #[test]
+    fn only_who_stands_votes_unless_nobody_does() {
+        assert!(has_vote(A, A));
+        assert!(!has_vote(B, A));
+        assert!(has_vote(0, A));
+    }
+
+    #[test]
+    fn states_are_read_as_written() {
+        let until = 0x0000_1234_5678_9abc;
+        let ejected = HealthState::ejected(until, 9);
+        assert_eq!(
+            (ejected.kind(), ejected.time(), ejected.doublings()),
+            (2, until, 9)
+        );
+        let trial = HealthState::trial(until, 99, 55);
+        assert_eq!(
+            (trial.kind(), trial.time(), trial.doublings(), trial.mark()),
+            (3, until, HealthState::DOUBLINGS_MAX, 55)
+        );
+        assert_eq!(stance(HealthState::HEALTHY, 1), Stance::Open);
+        assert_eq!(stance(HealthState::suspect(5), 1), Stance::Suspect);
+        assert_eq!(stance(ejected, until - 1), Stance::Ejected);
+        assert_eq!(stance(ejected, until), Stance::Due);
+        assert_eq!(stance(trial, until + 1), Stance::Trial);
+    }
+
+    #[test]
+    fn fates_follow_the_sockets_state() {
+        for (state, heard, wanted) in [
+            (1, false, Fate::Established),
+            (2, false, Fate::Waiting),
+            (3, false, Fate::Waiting),
+            (4, true, Fate::Established),
+            (6, true, Fate::Established),
+            (7, false, Fate::Gone),
+            (7, true, Fate::Established),
+            (8, true, Fate::Established),
+            (10, false, Fate::Gone),
+            (12, true, Fate::Gone),
+        ] {
+            assert_eq!(fate(state, heard), wanted, "state {state}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn back_off_doubles_within_a_fifth(doublings in 0_u32..64, random: u32) {
+            let whole = FIRST_EJECTION << doublings.min(20);
+            let wait = back_off(doublings, random);
+            prop_assert!(wait <= LONGEST_EJECTION);
+            prop_assert!(wait >= (whole * 4 / 5).min(LONGEST_EJECTION));
+            prop_assert!(wait <= whole * 6 / 5);
+        }
+
+        #[test]
+        fn marks_are_in_range(cookie: u64) {
+            prop_assert!(client_mark(cookie) < CLIENT_MARKS);
+        }
+    }
+
+    #[test]
+    fn neighbours_have_marks_of_their_own() {
+        let marks: BTreeSet<u32> = (1..=24).map(client_mark).collect();
+        assert!(marks.len() >= 18, "{marks:?}");
+    }
+}

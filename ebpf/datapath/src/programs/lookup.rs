@@ -1,0 +1,85 @@
+//! What the frontends know of an address and port.
+
+use isthmus_abi::{CIDRS_MAX, Frontend4Key, Frontend6Key, NetPort, ScopeProtocol};
+use isthmus_datapath::{in_cidr4, in_cidr6, mapped_v4};
+
+use crate::maps::{FRONTENDS4, FRONTENDS6, SETTINGS};
+
+pub enum Hit {
+    Service(u32),
+    /// The address is a service's, the port is not.
+    UnknownPort,
+    None,
+}
+
+#[inline(always)]
+pub fn look_up4(address: u32, port: NetPort, protocol: u16) -> Hit {
+    let key = Frontend4Key {
+        address,
+        port,
+        scope_protocol: ScopeProtocol::new(0, protocol),
+    };
+    // SAFETY: a frontend's row is never replaced, and its place is not used again before every program that could
+    // hold it has ended: the agent waits for that.
+    if let Some(value) = unsafe { FRONTENDS4.get(&key) } {
+        return Hit::Service(value.service);
+    }
+    let Some(settings) = SETTINGS.get(0) else {
+        return Hit::None;
+    };
+    if settings.refuse_unknown_port == 0
+        || !(0..CIDRS_MAX).any(|i| in_cidr4(&settings.service_cidrs4[i], address))
+    {
+        return Hit::None;
+    }
+    let own = Frontend4Key {
+        address,
+        port: NetPort::from_net(0),
+        scope_protocol: ScopeProtocol::new(0, ScopeProtocol::ADDRESS_ONLY),
+    };
+    if FRONTENDS4.get_ptr(&own).is_some() {
+        Hit::UnknownPort
+    } else {
+        Hit::None
+    }
+}
+
+#[inline(always)]
+pub fn look_up6(address: [u32; 4], port: NetPort, protocol: u16) -> Hit {
+    let key = Frontend6Key {
+        address,
+        port,
+        scope_protocol: ScopeProtocol::new(0, protocol),
+    };
+    // SAFETY: as in `look_up4`.
+    if let Some(value) = unsafe { FRONTENDS6.get(&key) } {
+        return Hit::Service(value.service);
+    }
+    let Some(settings) = SETTINGS.get(0) else {
+        return Hit::None;
+    };
+    if settings.refuse_unknown_port == 0
+        || !(0..CIDRS_MAX).any(|i| in_cidr6(&settings.service_cidrs6[i], address))
+    {
+        return Hit::None;
+    }
+    let own = Frontend6Key {
+        address,
+        port: NetPort::from_net(0),
+        scope_protocol: ScopeProtocol::new(0, ScopeProtocol::ADDRESS_ONLY),
+    };
+    if FRONTENDS6.get_ptr(&own).is_some() {
+        Hit::UnknownPort
+    } else {
+        Hit::None
+    }
+}
+
+/// A mapped address (`::ffff:a.b.c.d`) is an IPv4 frontend's.
+#[inline(always)]
+pub fn look_up(address: [u32; 4], port: NetPort, protocol: u16) -> Hit {
+    match mapped_v4(address) {
+        Some(v4) => look_up4(v4, port, protocol),
+        None => look_up6(address, port, protocol),
+    }
+}

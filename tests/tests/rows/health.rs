@@ -1,7 +1,7 @@
 //! Passive health: what counts against a backend, what ejects it, and how it returns. One client, unless a row says so.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use isthmus_abi::{
@@ -398,6 +398,11 @@ fn udp_refused(world: &mut World) -> anyhow::Result<()> {
     let rows = world
         .datapath()
         .array::<BackendFailuresRow>("backend_failures")?;
+    // The error is the socket's a moment before the kernel reports it, perhaps on another CPU.
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while rows.get(UDP4 * 4).refused < 5 && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
     ensure!(rows.get(UDP4 * 4).refused == 5, "{:?}", rows.get(UDP4 * 4));
     let rows = world
         .datapath()

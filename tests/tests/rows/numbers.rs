@@ -23,8 +23,8 @@ const WALK_MAX: u32 = 12_000;
 /// number of CPUs are left out.
 struct Recorded {
     series: &'static str,
-    memlock: [(&'static str, u64); 8],
-    walked: [(&'static str, u32); 4],
+    memlock: [(&'static str, u64); 11],
+    walked: [(&'static str, u32); 7],
 }
 
 const RECORDED: [Recorded; 3] = [
@@ -36,14 +36,20 @@ const RECORDED: [Recorded; 3] = [
             ("rings", 1_048_576),
             ("slots", 4_194_304),
             ("backends", 2_621_440),
-            ("backend_connects", 1_048_576),
+            ("backend_health", 1),
+            ("backend_failures", 1),
+            ("service_health", 1),
+            ("service_limits", 1),
             ("sockets", 4_718_592),
             ("sockets_spilled", 1_179_648),
         ],
         walked: [
             ("getpeername4", 210),
             ("getpeername6", 236),
-            ("connect4", 1316),
+            ("sock_release", 1),
+            ("inet_sk_error_report", 1),
+            ("tcp_retransmit_skb", 1),
+            ("connect4", 1),
             ("connect6", 1753),
         ],
     },
@@ -55,14 +61,20 @@ const RECORDED: [Recorded; 3] = [
             ("rings", 528_384),
             ("slots", 2_101_248),
             ("backends", 2_101_248),
-            ("backend_connects", 528_384),
+            ("backend_health", 2_101_248),
+            ("backend_failures", 4_198_400),
+            ("service_health", 2_625_536),
+            ("service_limits", 1_052_672),
             ("sockets", 4_198_400),
             ("sockets_spilled", 2_229_184),
         ],
         walked: [
             ("getpeername4", 196),
             ("getpeername6", 221),
-            ("connect4", 1168),
+            ("sock_release", 1),
+            ("inet_sk_error_report", 1),
+            ("tcp_retransmit_skb", 1),
+            ("connect4", 1),
             ("connect6", 1508),
         ],
     },
@@ -74,14 +86,20 @@ const RECORDED: [Recorded; 3] = [
             ("rings", 528_384),
             ("slots", 2_101_248),
             ("backends", 2_101_248),
-            ("backend_connects", 528_384),
+            ("backend_health", 2_101_248),
+            ("backend_failures", 4_198_400),
+            ("service_health", 2_625_536),
+            ("service_limits", 1_052_672),
             ("sockets", 4_198_400),
             ("sockets_spilled", 2_229_120),
         ],
         walked: [
             ("getpeername4", 189),
             ("getpeername6", 214),
-            ("connect4", 1214),
+            ("sock_release", 1),
+            ("inet_sk_error_report", 1),
+            ("tcp_retransmit_skb", 1),
+            ("connect4", 1),
             ("connect6", 1460),
         ],
     },
@@ -143,7 +161,7 @@ fn memory(world: &mut World) -> anyhow::Result<()> {
 fn instructions(world: &mut World) -> anyhow::Result<()> {
     let walked = world.datapath().verified_instructions();
     ensure!(
-        walked.len() == 4,
+        walked.len() == 7,
         "the kernel says instructions of {} programs",
         walked.len()
     );

@@ -43,6 +43,8 @@ pub struct World {
     bpffs: PathBuf,
     home: PathBuf,
     datapath: Option<Datapath>,
+    /// How it was started.
+    started: Option<DatapathConfig>,
     tables: Option<Tables>,
     /// As the row began.
     counters: Vec<u64>,
@@ -95,6 +97,7 @@ impl World {
             bpffs,
             home,
             datapath: None,
+            started: None,
             tables: None,
             counters: Vec::new(),
             generation: 0,
@@ -128,10 +131,12 @@ impl World {
         change(&mut config);
         self.tables = None;
         self.datapath = None;
+        self.started = None;
         let mut datapath = Datapath::open(&config)?;
         datapath.attach()?;
         self.tables = Some(datapath.tables()?);
         self.datapath = Some(datapath);
+        self.started = Some(config);
         Ok(())
     }
 
@@ -145,7 +150,9 @@ impl World {
 
     /// Settings and tables as every row begins: one service of each family and protocol, one backend each.
     pub fn reset(&mut self) -> anyhow::Result<()> {
-        self.start(|_| ())?;
+        if self.started.as_ref() != Some(&self.config()) {
+            self.start(|_| ())?;
+        }
         self.generation += 1;
         self.clear()?;
         let (b4, b6) = (self.backend4, self.backend6);

@@ -535,71 +535,112 @@ fn watch(ctx: &SockAddrContext, request: &mut Request, chosen: u32) -> u32 {
     0
 }
 
-/// A walk over the slots of one tier.
+/// A walk over the slots of a ring, tier by tier.
 #[repr(C)]
 struct Walk {
-    /// The tier's first slot.
+    ring: Ring,
+    bit: u64,
+    now: u64,
+    service: u32,
+    /// Of the tier: its first slot, its slots, and where in it the walk began.
     first: u32,
     len: u32,
     start: u32,
-    service: u32,
+    /// Never this one.
+    but: u32,
     /// [`NONE`] until a backend is found.
     found: u32,
     /// The first that met the walk and waits for a trial; [`NONE`] for none.
     due: u32,
-    reserved: u32,
-    /// Never this one.
-    but: u32,
-    bit: u64,
-    now: u64,
 }
+
+impl Walk {
+    #[inline(always)]
+    fn new(ring: Ring, service: u32, but: u32, bit: u64, now: u64) -> Self {
+        Self {
+            ring,
+            bit,
+            now,
+            service,
+            first: 0,
+            len: 0,
+            start: 0,
+            but,
+            found: NONE,
+            due: NONE,
+        }
+    }
+
+    /// Comes to a tier, from the first on.
+    #[inline(always)]
+    fn enter(&mut self, tier: u32) {
+        (self.first, self.len) = if tier == 0 {
+            (self.ring.first(), self.ring.len())
+        } else {
+            match SLOTS.get_ptr(self.ring.span().wrapping_add(tier - 1)) {
+                Some(slot) => {
+                    // SAFETY: one aligned word, written whole.
+                    let head = TierHead(unsafe { read_volatile(slot) }.0);
+                    (self.ring.span().wrapping_add(head.offset()), head.len())
+                }
+                None => (0, 0),
+            }
+        };
+        self.start = nth(self.len, random());
+    }
+
+    /// The backend in the slot of a step, if it is the service's. A tier's first step comes to the tier. That the step alone
+    /// says where the walk is keeps the verifier's own walk short.
+    #[inline(always)]
+    fn at(&mut self, step: u64) -> Option<u32> {
+        let at = step as u32 % STEPS_PER_TIER;
+        if at == 0 {
+            self.enter(step as u32 / STEPS_PER_TIER);
+            return None;
+        }
+        let at = at - 1;
+        if at >= self.len {
+            return None;
+        }
+        let mut place = self.start.wrapping_add(at);
+        if place >= self.len {
+            place = place.wrapping_sub(self.len);
+        }
+        let slot = SLOTS.get_ptr(self.first.wrapping_add(place))?;
+        // SAFETY: one aligned word, written whole.
+        let slot = unsafe { read_volatile(slot) };
+        let backend = BACKENDS.get(slot.backend())?;
+        (judge(self.service, slot, backend) == Drawn::Ours).then_some(slot.backend())
+    }
+}
+
+/// What a step returns to be called again, or not.
+const GO_ON: i64 = 0;
+const END: i64 = 1;
+
+/// One comes to the tier, the others look at a slot each.
+const STEPS_PER_TIER: u32 = WALK_MAX + 1;
 
 /// Looks for a backend that can be had: in the first tier, then in the next ones. In each, at most [`WALK_MAX`] slots from a
 /// random start, one after the other: few random redraws would leak onto the dead backend.
 #[inline(never)]
 fn walk(request: &mut Request) -> u32 {
-    let ring = request.ring;
-    let mut due = NONE;
-    for tier in 0..TIERS_MAX as u32 {
-        if tier >= u32::from(ring.tiers()) {
-            break;
-        }
-        let (first, len) = if tier == 0 {
-            (ring.first(), ring.len())
-        } else {
-            let Some(slot) = SLOTS.get_ptr(ring.span().wrapping_add(tier - 1)) else {
-                break;
-            };
-            // SAFETY: one aligned word, written whole.
-            let head = TierHead(unsafe { read_volatile(slot) }.0);
-            (ring.span().wrapping_add(head.offset()), head.len())
-        };
-        if len == 0 {
-            continue;
-        }
-        let mut walk = Walk {
-            first,
-            len,
-            start: nth(len, random()),
-            service: request.service,
-            found: NONE,
-            due,
-            reserved: 0,
-            but: request.drawn,
-            bit: request.bit(),
-            now: request.now,
-        };
-        run(len, step, &mut walk);
-        if walk.found != NONE {
-            return walk.found;
-        }
-        due = walk.due;
+    let mut walk = Walk::new(
+        request.ring,
+        request.service,
+        request.drawn,
+        request.bit(),
+        request.now,
+    );
+    run(u32::from(request.ring.tiers()), step, &mut walk);
+    if walk.found != NONE {
+        return walk.found;
     }
     // With nothing better, the connect may be the trial of one whose time is over.
-    if due != NONE {
-        request.drawn = due;
+    if walk.due != NONE {
+        request.drawn = walk.due;
         if may_take(request) {
-            return due;
+            return walk.due;
         }
     }
     NONE
@@ -607,14 +648,18 @@ fn walk(request: &mut Request) -> u32 {
 
 type Step = unsafe extern "C" fn(u64, *mut c_void) -> i64;
 
-/// Calls `step` for the slots of a tier, until it returns 1.
+/// Calls `step` for the slots of so many tiers, until it returns [`END`].
 #[inline(always)]
-fn run(len: u32, step: Step, walk: &mut Walk) {
-    let slots = if len < WALK_MAX { len } else { WALK_MAX };
-    // SAFETY: the helper calls `step` with its index and this frame's `walk`, as long as this call lasts.
+fn run(tiers: u32, step: Step, walk: &mut Walk) {
+    let tiers = if tiers < TIERS_MAX as u32 {
+        tiers
+    } else {
+        TIERS_MAX as u32
+    };
+    // SAFETY: the helper calls `step` with this frame's `walk`, as long as this call lasts.
     unsafe {
         bpf_loop(
-            slots,
+            tiers * STEPS_PER_TIER,
             step as *mut c_void,
             core::ptr::from_mut(walk).cast(),
             0,
@@ -622,69 +667,48 @@ fn run(len: u32, step: Step, walk: &mut Walk) {
     };
 }
 
-/// The backend in a walk's `index`th slot, if it is the service's.
-#[inline(always)]
-unsafe fn slot_at(walk: *const Walk, index: u64) -> Option<u32> {
-    // SAFETY: the walk is a frame's of the caller of `bpf_loop`.
-    let (first, len, start, service) =
-        unsafe { ((*walk).first, (*walk).len, (*walk).start, (*walk).service) };
-    let mut place = start.wrapping_add(index as u32);
-    if place >= len {
-        place = place.wrapping_sub(len);
-    }
-    let slot = SLOTS.get_ptr(first.wrapping_add(place))?;
-    // SAFETY: one aligned word, written whole.
-    let slot = unsafe { read_volatile(slot) };
-    let backend = BACKENDS.get(slot.backend())?;
-    (judge(service, slot, backend) == Drawn::Ours).then_some(slot.backend())
-}
-
-/// Takes the first backend that is healthy, or suspect and not closed to this client. Trials begin by the first draw only.
+/// Takes the first backend that is healthy, or suspect and not closed to this client.
 unsafe extern "C" fn step(index: u64, walk: *mut c_void) -> i64 {
-    let walk: *mut Walk = walk.cast();
     // SAFETY: `run` passes its walk.
-    unsafe {
-        let Some(id) = slot_at(walk, index) else {
-            return 0;
-        };
-        if id == (*walk).but {
-            return 0;
-        }
-        let Some(health) = BACKEND_HEALTH.get_ptr(id) else {
-            return 0;
-        };
-        let usable = match stance(state_of(health), (*walk).now) {
-            Stance::Open => true,
-            Stance::Suspect => !is_closed(id, (*walk).bit, (*walk).now),
-            Stance::Due => {
-                if (*walk).due == NONE {
-                    (*walk).due = id;
-                }
-                false
-            }
-            Stance::Ejected | Stance::Trial => false,
-        };
-        if usable {
-            (*walk).found = id;
-            return 1;
-        }
-        0
+    let walk = unsafe { &mut *walk.cast::<Walk>() };
+    let Some(id) = walk.at(index) else {
+        return GO_ON;
+    };
+    if id == walk.but {
+        return GO_ON;
     }
+    let Some(health) = BACKEND_HEALTH.get_ptr(id) else {
+        return GO_ON;
+    };
+    match stance(state_of(health), walk.now) {
+        Stance::Open => {}
+        Stance::Suspect if !is_closed(id, walk.bit, walk.now) => {}
+        Stance::Due => {
+            if walk.due == NONE {
+                walk.due = id;
+            }
+            return GO_ON;
+        }
+        Stance::Suspect | Stance::Ejected | Stance::Trial => return GO_ON,
+    }
+    walk.found = id;
+    END
 }
 
 /// Takes the client's standing at every backend that the walk meets, so that its next connects are watched again.
 unsafe extern "C" fn unseat(index: u64, walk: *mut c_void) -> i64 {
-    let walk: *mut Walk = walk.cast();
     // SAFETY: `run` passes its walk.
-    unsafe {
-        if let Some(id) = slot_at(walk, index)
-            && let Some(health) = BACKEND_HEALTH.get_ptr_mut(id)
-        {
-            atomic::clear(addr_of_mut!((*health).standing[0]), (*walk).bit);
-            atomic::clear(addr_of_mut!((*health).standing[1]), (*walk).bit);
+    let walk = unsafe { &mut *walk.cast::<Walk>() };
+    if let Some(id) = walk.at(index)
+        && let Some(health) = BACKEND_HEALTH.get_ptr_mut(id)
+    {
+        // SAFETY: aligned words of a map's row.
+        unsafe {
+            atomic::clear(addr_of_mut!((*health).standing[0]), walk.bit);
+            atomic::clear(addr_of_mut!((*health).standing[1]), walk.bit);
         }
     }
-    0
+    GO_ON
 }
 
 /// A connect that failed, and may count against its backend.
@@ -916,7 +940,7 @@ fn disbelieve(failure: &Failure) -> bool {
         }
     }
     let mut walk = first_tier(failure, 0);
-    run(walk.len, unseat, &mut walk);
+    run(1, unseat, &mut walk);
     tell(
         EventKind::Disbelieved,
         failure.about(),
@@ -932,25 +956,14 @@ fn first_tier(failure: &Failure, now: u64) -> Walk {
     let ring = crate::maps::RINGS
         .get_ptr(failure.service)
         .map_or(Ring::EMPTY, |ring| unsafe { read_volatile(ring) });
-    Walk {
-        first: ring.first(),
-        len: ring.len(),
-        start: 0,
-        service: failure.service,
-        found: NONE,
-        due: NONE,
-        reserved: 0,
-        but: failure.id,
-        bit: failure.bit(),
-        now,
-    }
+    Walk::new(ring, failure.service, failure.id, failure.bit(), now)
 }
 
 /// Whether the first tier has another backend that can be had.
 #[inline(always)]
 fn another_lives(failure: &Failure, now: u64) -> bool {
     let mut walk = first_tier(failure, now);
-    run(walk.len, step, &mut walk);
+    run(1, step, &mut walk);
     walk.found != NONE
 }
 

@@ -78,8 +78,27 @@ pub fn look_up6(address: [u32; 4], port: NetPort, protocol: u16) -> Hit {
 /// A mapped address (`::ffff:a.b.c.d`) is an IPv4 frontend's.
 #[inline(always)]
 pub fn look_up(address: [u32; 4], port: NetPort, protocol: u16) -> Hit {
-    match mapped_v4(address) {
+    match look_up_any(&address, port, protocol) {
+        UNKNOWN_PORT => Hit::UnknownPort,
+        NONE => Hit::None,
+        service => Hit::Service(service as u32),
+    }
+}
+
+/// No service's index is so large.
+const UNKNOWN_PORT: u64 = u64::MAX;
+const NONE: u64 = u64::MAX - 1;
+
+/// A function of its own, so that to the verifier both families look alike when it returns.
+#[inline(never)]
+fn look_up_any(address: &[u32; 4], port: NetPort, protocol: u16) -> u64 {
+    let hit = match mapped_v4(*address) {
         Some(v4) => look_up4(v4, port, protocol),
-        None => look_up6(address, port, protocol),
+        None => look_up6(*address, port, protocol),
+    };
+    match hit {
+        Hit::Service(service) => service.into(),
+        Hit::UnknownPort => UNKNOWN_PORT,
+        Hit::None => NONE,
     }
 }

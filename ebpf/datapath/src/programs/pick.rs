@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32};
 use aya_ebpf::programs::SockAddrContext;
 use isthmus_abi::{
-    BackendRow, Counter, DRAW_TRIES, EPOCH_SHIFT, EventKind, NO_MARK, Refusal, ScopeProtocol,
+    BackendRow, Counter, DRAW_TRIES, EPOCH_SHIFT, EventKind, NO_MARK, Refusal, Ring, ScopeProtocol,
     Settings, Standing, client, client_mark,
 };
 use isthmus_datapath::{Drawn, draw, judge};
@@ -43,38 +43,53 @@ pub fn pick(ctx: &SockAddrContext, service: u32, protocol: u16) -> Pick {
         count(Counter::ClientOutOfScope);
         return Pick::Pass;
     }
+    let drawn = match draw_once(service) {
+        Ok(drawn) => drawn,
+        Err(refusal) => return Pick::Refuse(refusal),
+    };
+    if settings.passive_health == 0 || protocol != ScopeProtocol::TCP {
+        return take(Picked {
+            id: drawn.id,
+            row: drawn.row,
+            mark: NO_MARK,
+            watched: false,
+        });
+    }
+    take_healthy(ctx, service, drawn)
+}
+
+/// A backend of the first tier, and the ring that it was drawn from.
+struct Draw {
+    ring: Ring,
+    id: u32,
+    row: &'static BackendRow,
+}
+
+#[inline(always)]
+fn draw_once(service: u32) -> Result<Draw, Refusal> {
     for _ in 0..DRAW_TRIES {
-        let Some(ring) = RINGS.get_ptr(service) else {
-            return Pick::Refuse(Refusal::NoBackend);
-        };
+        let ring = RINGS.get_ptr(service).ok_or(Refusal::NoBackend)?;
         // SAFETY: one aligned word, written whole.
         let ring = unsafe { read_volatile(ring) };
         // SAFETY: a helper without arguments.
         let random = unsafe { bpf_get_prandom_u32() };
-        let Some(index) = draw(ring, random) else {
-            return Pick::Refuse(Refusal::NoBackend);
-        };
+        let index = draw(ring, random).ok_or(Refusal::NoBackend)?;
         if let Some(slot) = SLOTS.get_ptr(index) {
             // SAFETY: one aligned word, written whole.
             let slot = unsafe { read_volatile(slot) };
             if let Some(row) = BACKENDS.get(slot.backend())
                 && judge(service, slot, row) == Drawn::Ours
             {
-                let drawn = Picked {
+                return Ok(Draw {
+                    ring,
                     id: slot.backend(),
                     row,
-                    mark: NO_MARK,
-                    watched: false,
-                };
-                if settings.passive_health == 0 || protocol != ScopeProtocol::TCP {
-                    return take(drawn);
-                }
-                return take_healthy(ctx, service, ring, drawn);
+                });
             }
         }
         count(Counter::DrawRetried);
     }
-    Pick::Refuse(Refusal::DrawGaveUp)
+    Err(Refusal::DrawGaveUp)
 }
 
 #[inline(always)]
@@ -89,16 +104,17 @@ fn take(picked: Picked) -> Pick {
 /// Takes the drawn backend at once if nothing is held against it and the client stands there; the count and these words share
 /// a cache line.
 #[inline(always)]
-fn take_healthy(
-    ctx: &SockAddrContext,
-    service: u32,
-    ring: isthmus_abi::Ring,
-    drawn: Picked,
-) -> Pick {
+fn take_healthy(ctx: &SockAddrContext, service: u32, drawn: Draw) -> Pick {
     // SAFETY: the helper takes this program type's context.
     let mark = client_mark(unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) });
+    let mut picked = Picked {
+        id: drawn.id,
+        row: drawn.row,
+        mark,
+        watched: false,
+    };
     let Some(health) = BACKEND_HEALTH.get_ptr_mut(drawn.id) else {
-        return Pick::Refuse(Refusal::DrawGaveUp);
+        return Pick::Backend(picked);
     };
     // SAFETY: a helper without arguments. The last tick's time is good enough to tell epochs apart.
     let epoch = unsafe { bpf_ktime_get_coarse_ns() } >> EPOCH_SHIFT;
@@ -111,21 +127,16 @@ fn take_healthy(
             ))),
         )
     };
-    if state == 0 && standing.of(epoch) >> mark & 1 != 0 {
-        return take(Picked { mark, ..drawn });
+    if state != 0 || standing.of(epoch) >> mark & 1 == 0 {
+        let mut request = Request::new(service, mark, drawn.id, drawn.ring);
+        let id = health::choose(ctx, &mut request);
+        picked.watched = request.watched();
+        if let Some(row) = BACKENDS.get(id) {
+            picked.id = id;
+            picked.row = row;
+        }
     }
-    let mut request = Request::new(service, mark, drawn.id, ring);
-    let id = health::choose(ctx, &mut request);
-    let watched = request.watched();
-    match BACKENDS.get(id) {
-        Some(row) => take(Picked {
-            id,
-            row,
-            mark,
-            watched,
-        }),
-        None => take(Picked { mark, ..drawn }),
-    }
+    take(picked)
 }
 
 /// Whether this client's connections are ours to translate. Asked after a hit only.

@@ -229,7 +229,7 @@ pub struct FailingRow {
     /// The operation, the kernel's answer and the way out.
     #[prost(string, tag = "4")]
     pub error: ::prost::alloc::string::String,
-    /// Since its first failure; 0 if not known.
+    /// Since its first failure.
     #[prost(double, tag = "5")]
     pub age_seconds: f64,
     /// Writes of this row that failed in a row.

@@ -68,17 +68,17 @@ impl View {
                     .get(&(address, view.frontend.port, protocol.abi()))
             })
             .copied();
-        let problem = match (index, service.programmed) {
-            (Some(_), _) => String::new(),
-            (None, false) => "not global, and this agent runs with --services=global".to_owned(),
-            (None, true) => published
-                .faults
-                .iter()
-                .find(|fault| fault.service.as_ref() == Some(&service.name))
-                .map_or_else(
-                    || "not in the kernel yet".to_owned(),
-                    |fault| fault.error.to_string(),
-                ),
+        let fault = published
+            .faults
+            .iter()
+            .find(|fault| fault.frontend == Some(view.frontend));
+        let problem = match (fault, index, service.programmed) {
+            (Some(fault), _, _) => fault.error.to_string(),
+            (None, Some(_), _) => String::new(),
+            (None, None, false) => {
+                "not global, and this agent runs with --services=global".to_owned()
+            }
+            (None, None, true) => "not in the kernel yet".to_owned(),
         };
         let tiers = Tiers::of(&view.backends);
         let backends = view

@@ -221,9 +221,8 @@ fn failing(fault: &Fault) -> pb::FailingRow {
     pb::FailingRow {
         table: table(&fault.error).to_owned(),
         row: fault
-            .port
-            .as_ref()
-            .map(|port| format!("{}/{}", port.name, port.protocol))
+            .frontend
+            .map(|frontend| frontend.to_string())
             .unwrap_or_default(),
         service: fault
             .service
@@ -231,7 +230,7 @@ fn failing(fault: &Fault) -> pb::FailingRow {
             .map(ToString::to_string)
             .unwrap_or_default(),
         error: fault.error.to_string(),
-        age_seconds: 0.0,
+        age_seconds: seconds_since(fault.since),
         tries: fault.attempts.into(),
         next_try_seconds: Some(until.as_secs_f64()),
     }

@@ -36,6 +36,8 @@ pub(super) enum Done {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Failure {
+    /// The first one since it last succeeded.
+    pub(super) since: Instant,
     pub(super) attempts: u32,
     pub(super) error: ReconcileError,
     pub(super) retry_at: Instant,
@@ -113,10 +115,10 @@ impl Queues {
     }
 
     fn failed(&mut self, now: Instant, work: Work, error: ReconcileError) {
-        let attempts = self
+        let (since, attempts) = self
             .failures
             .get(&work)
-            .map_or(0, |failure| failure.attempts);
+            .map_or((now, 0), |failure| (failure.since, failure.attempts));
         self.forget(&work);
         let backoff = BACKOFF_FIRST
             .saturating_mul(1 << attempts.min(16))
@@ -126,6 +128,7 @@ impl Queues {
         self.failures.insert(
             work,
             Failure {
+                since,
                 attempts: attempts + 1,
                 error,
                 retry_at,

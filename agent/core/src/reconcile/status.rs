@@ -37,8 +37,11 @@ pub struct Counts {
 pub struct Fault {
     /// The Service, where the work belongs to one.
     pub service: Option<ObjectName>,
-    pub port: Option<PortKey>,
+    /// Where its clients would connect to, where the work belongs to one of its ports.
+    pub frontend: Option<Frontend>,
     pub error: ReconcileError,
+    /// The first failure since it last succeeded.
+    pub since: Instant,
     pub attempts: u32,
     pub retry_at: Instant,
 }
@@ -87,24 +90,23 @@ impl Reconciler {
     /// What fails now. A success takes it off the list.
     pub fn faults(&self) -> impl Iterator<Item = Fault> + '_ {
         self.queues.failures().map(|(work, failure)| {
-            let named = match work {
-                Work::Settle(sid) | Work::Trim(sid) => self
-                    .services
-                    .get(*sid)
-                    .and_then(|service| service.name.clone()),
-                Work::Mark(_) | Work::Unmark(_) | Work::LetGo(_) => None,
-            };
-            let (service, port) =
-                named.map_or((None, None), |(name, port)| (Some(name), Some(port)));
-            let service = if let Work::Mark(name) = work {
-                Some(name.clone())
-            } else {
-                service
+            let (service, frontend) = match work {
+                Work::Settle(sid) | Work::Trim(sid) => {
+                    let port = self.services.get(*sid);
+                    let name = port.and_then(|port| Some(port.name.as_ref()?.0.clone()));
+                    let mut frontends = port
+                        .into_iter()
+                        .flat_map(|port| port.wanted.iter().chain(&port.present));
+                    (name, frontends.next().copied())
+                }
+                Work::Mark(name) => (Some(name.clone()), None),
+                Work::Unmark(_) | Work::LetGo(_) => (None, None),
             };
             Fault {
                 service,
-                port,
+                frontend,
                 error: failure.error.clone(),
+                since: failure.since,
                 attempts: failure.attempts,
                 retry_at: failure.retry_at,
             }

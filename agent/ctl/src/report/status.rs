@@ -80,7 +80,7 @@ pub struct FailingRow {
     pub service: Option<String>,
     pub error: String,
     /// Since its first failure.
-    pub age_seconds: Option<Seconds>,
+    pub age_seconds: Seconds,
     pub tries: u64,
     /// Null if a try is under way.
     pub next_try_seconds: Option<Seconds>,
@@ -229,7 +229,7 @@ impl From<proto::Reconcile> for Reconcile {
             row: known(row.row),
             service: known(row.service),
             error: row.error,
-            age_seconds: Seconds::known(Some(row.age_seconds).filter(|age| *age > 0.0)),
+            age_seconds: Seconds::new(row.age_seconds),
             tries: row.tries,
             next_try_seconds: Seconds::known(row.next_try_seconds),
         });

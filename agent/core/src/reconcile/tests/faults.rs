@@ -134,7 +134,7 @@ fn retries_back_off_and_are_bounded() {
     world.say(Owner::Local, vec![ready("a", "10.1.0.2")]);
     world.settle();
     let first = world.reconciler.faults().next().unwrap();
-    assert_eq!(first.attempts, 1);
+    assert_eq!((first.attempts, first.since), (1, world.now));
     let mut last = world.now;
     let mut waits = Vec::new();
     for _ in 0..12 {
@@ -146,9 +146,19 @@ fn retries_back_off_and_are_bounded() {
     assert!(waits.windows(2).all(|w| w[0] <= w[1]), "{waits:?}");
     assert_eq!(*waits.last().unwrap(), super::super::BACKOFF_MAX);
     assert_eq!(world.reconciler.counts().failing, 1);
+    let fault = world.reconciler.faults().next().unwrap();
+    assert_eq!((fault.attempts, fault.since), (13, first.since));
+    assert_eq!(fault.frontend.unwrap().to_string(), "10.96.0.97:80/TCP");
     world.faults.break_table(None);
     world.settle_failures();
     world.assert_converged();
+    // What failed, was done and fails again has failed since then.
+    world.faults.break_table(Some("backends"));
+    world.say(Owner::Local, vec![ready("a", "10.1.0.3")]);
+    world.settle();
+    let again = world.reconciler.faults().next().unwrap();
+    assert_eq!((again.attempts, again.since), (1, world.now));
+    assert!(again.since > first.since);
 }
 
 #[test]

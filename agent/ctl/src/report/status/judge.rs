@@ -80,15 +80,13 @@ fn of_failing(row: &FailingRow) -> Attention {
         (Some(one), None) | (None, Some(one)) => format!("{one}: "),
         (None, None) => String::new(),
     };
-    let since = row
-        .age_seconds
-        .map_or_else(String::new, |age| format!(" for {age}"));
+    let age = row.age_seconds;
     let again = match row.next_try_seconds {
         Some(next) => format!("again in {next}"),
         None => "again now".to_owned(),
     };
     let (error, tries) = (&row.error, count(row.tries, "time"));
-    let cause = format!("{of}{error} (tried {tries}{since}, {again})");
+    let cause = format!("{of}{error} (tried {tries} for {age}, {again})");
     Attention::fault(&row.table, cause)
 }
 

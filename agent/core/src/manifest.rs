@@ -8,7 +8,10 @@ mod address;
 mod annotation;
 mod decode;
 mod document;
+mod endpoint;
 mod intern;
+mod labels;
+mod namespaces;
 mod object;
 mod pod;
 mod service;
@@ -22,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{Batch, Problem, ProblemKind};
+use crate::model::{Batch, ObjectName, Problem, ProblemKind};
 
 use address::Cidrs;
 use intern::Interner;
@@ -177,7 +180,9 @@ impl Manifests {
 
     /// Whether objects are told of together, so that any change may change what is told of others.
     fn has_rivals(&self) -> bool {
-        !self.repeated.is_empty() || self.world.addresses().contested().next().is_some()
+        !self.repeated.is_empty()
+            || !self.world.namespaces().overruled().is_empty()
+            || self.world.addresses().contested().next().is_some()
     }
 
     fn count(&mut self, came: Option<&Good>, gone: Option<&Good>) {
@@ -334,6 +339,8 @@ impl Manifests {
         }
         problems.extend(self.repeated.iter().flat_map(|id| self.repetition(id)));
         problems.extend(self.contested());
+        let overruled = self.world.namespaces().overruled().iter();
+        problems.extend(overruled.map(|name| self.overruled(name)));
         problems.sort();
         problems.dedup();
         problems
@@ -356,6 +363,33 @@ impl Manifests {
         others.iter().map(problem).collect()
     }
 
+    /// A Service that would be global but for its Namespace.
+    fn overruled(&self, name: &ObjectName) -> Problem {
+        let id = ObjectId {
+            kind: object::Kind::Service,
+            name: name.clone(),
+        };
+        Problem {
+            kind: ProblemKind::NotHandled,
+            place: self.place(&id),
+            object: id.words(),
+            field: "metadata.annotations".to_owned(),
+            message: format!(
+                "has backends of this cluster only: Namespace {} says {}: \"false\"",
+                name.namespace,
+                annotation::NAMESPACE_GLOBAL
+            ),
+        }
+    }
+
+    /// Where the object stands that holds its name.
+    fn place(&self, id: &ObjectId) -> String {
+        let named = self.named.get(id).and_then(|named| named.first());
+        named
+            .map(|named| format!("{}:{}", named.path, named.line))
+            .unwrap_or_default()
+    }
+
     /// Services without the address that they claim.
     fn contested(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
@@ -369,7 +403,6 @@ impl Manifests {
                     kind: object::Kind::Service,
                     name: loser.name.clone(),
                 };
-                let named = self.named.get(&id).and_then(|named| named.first());
                 let whose = if loser.derived {
                     "its derived address"
                 } else {
@@ -377,7 +410,7 @@ impl Manifests {
                 };
                 problems.push(Problem {
                     kind: ProblemKind::Conflict,
-                    place: named.map(|named| format!("{}:{}", named.path, named.line)).unwrap_or_default(),
+                    place: self.place(&id),
                     object: id.words(),
                     field: "spec.clusterIP".to_owned(),
                     message: format!(

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 use isthmus_tests::{Lab, PodStatus};
+use serde_json::json;
 
 use super::common::{
     AFFINITY, SERVICE, TWO_SMALL, client, collect_until, expect_all_translated, expect_answers,
@@ -22,8 +23,8 @@ fn annotate(lab: &Lab, cluster: &str, annotations: &[(&str, &str)]) {
         .unwrap();
 }
 
-/// Remote backends serve in east if east and west are global and west shares. East's own sharing does not matter, and
-/// the deprecated names mean the same.
+/// Remote backends serve in east if east and west are global and west shares. East's own sharing does not matter, the
+/// deprecated names mean the same, and neither is global if its Namespace is not.
 #[test]
 fn remote_backends_serve_if_both_are_global_and_theirs_are_shared() {
     let lab = running("sharing", TWO_SMALL);
@@ -74,7 +75,33 @@ fn remote_backends_serve_if_both_are_global_and_theirs_are_shared() {
             &format!("east {east:?}, west {west:?}"),
         );
     }
+    for (east, west, wanted) in [
+        ("false", "true", alone),
+        ("true", "false", alone),
+        ("TRUE", "true", both),
+    ] {
+        for cluster in ["east", "west"] {
+            annotate(&lab, cluster, &[(GLOBAL, "true")]);
+        }
+        global_namespace(&lab, "east", east);
+        global_namespace(&lab, "west", west);
+        let why = format!("the Namespace: east {east}, west {west}");
+        expect_answers(&mut traffic, wanted, &why);
+    }
     expect_all_translated(&lab);
+}
+
+/// What a cluster's Namespace `production` says of its Services being global.
+fn global_namespace(lab: &Lab, cluster: &str, global: &str) {
+    let namespace = json!({
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": "production", "annotations": {"clustermesh.cilium.io/global": global}},
+    });
+    let manifests = lab.cluster(cluster).unwrap().manifests();
+    manifests
+        .write_objects("namespace.yaml", &[namespace])
+        .unwrap();
 }
 
 use PodStatus::{NotReady, Ready, Terminating};

@@ -1,4 +1,4 @@
-//! Annotations of a Service: Cilium's for services of several clusters, with its older names for them.
+//! Annotations for services of several clusters: Cilium's, with its older names for them.
 
 use crate::model::Affinity;
 
@@ -16,9 +16,13 @@ pub(super) struct Mesh {
 const GLOBAL: [&str; 2] = ["service.cilium.io/global", "io.cilium/global-service"];
 const SHARED: [&str; 2] = ["service.cilium.io/shared", "io.cilium/shared-service"];
 const AFFINITY: [&str; 2] = ["service.cilium.io/affinity", "io.cilium/service-affinity"];
+/// Of a Namespace.
+pub(super) const NAMESPACE_GLOBAL: &str = "clustermesh.cilium.io/global";
 
-/// Other annotations that ask for something. Those that end in `/` stand for all that begin so.
-const NOT_HANDLED: [(&str, &str); 4] = [
+/// Other annotations that ask for something, and what to say of them. Those that end in `/` stand for all that begin so.
+type NotHandled = [(&'static str, &'static str)];
+
+const OF_SERVICE: &NotHandled = &[
     (
         "service.cilium.io/",
         "this annotation of Cilium is not done by this version",
@@ -34,30 +38,21 @@ const NOT_HANDLED: [(&str, &str); 4] = [
     ),
 ];
 
+const OF_NAMESPACE: &NotHandled = &[
+    (
+        "clustermesh.cilium.io/",
+        "this annotation of Cilium is not done by this version",
+    ),
+    ("mesh.isthmus.dev/", "this version has no such annotation"),
+];
+
 pub(super) fn read(service: &At<'_>, context: &mut Context<'_>) -> Result<Mesh, Fault> {
     let metadata = service.required("metadata")?;
     let Some(annotations) = metadata.get("annotations")? else {
         return Ok(Mesh::default());
     };
-    for (key, at) in annotations.entries()? {
-        let value = at.text()?;
-        let ours = [GLOBAL, SHARED, AFFINITY]
-            .iter()
-            .flatten()
-            .any(|known| *known == key);
-        let rule = NOT_HANDLED
-            .iter()
-            .find(|(name, _)| key == *name || name.ends_with('/') && key.starts_with(name));
-        if let Some((_, reason)) = rule
-            && !ours
-            && !matches!(
-                value.to_ascii_lowercase().as_str(),
-                "" | "false" | "disabled"
-            )
-        {
-            context.not_handled(&at, *reason);
-        }
-    }
+    let ours = [GLOBAL, SHARED, AFFINITY].concat();
+    list_unhandled(&annotations, &ours, OF_SERVICE, context)?;
 
     let global = one_of(&annotations, GLOBAL, truth, context)?;
     let shared = one_of(&annotations, SHARED, truth, context)?;
@@ -84,6 +79,44 @@ pub(super) fn read(service: &At<'_>, context: &mut Context<'_>) -> Result<Mesh, 
     Ok(Mesh::default())
 }
 
+/// Whether Services of a Namespace may be global. They may unless it says no (Cilium's
+/// `clustermesh-default-global-namespace` is true where nobody set it).
+pub(super) fn read_namespace(namespace: &At<'_>, context: &mut Context<'_>) -> Result<bool, Fault> {
+    let metadata = namespace.required("metadata")?;
+    let Some(annotations) = metadata.get("annotations")? else {
+        return Ok(true);
+    };
+    list_unhandled(&annotations, &[NAMESPACE_GLOBAL], OF_NAMESPACE, context)?;
+    match annotations.get(NAMESPACE_GLOBAL)? {
+        Some(at) => value(&at, truth, context),
+        None => Ok(true),
+    }
+}
+
+fn list_unhandled(
+    annotations: &At<'_>,
+    ours: &[&str],
+    rules: &NotHandled,
+    context: &mut Context<'_>,
+) -> Result<(), Fault> {
+    for (key, at) in annotations.entries()? {
+        let asks = !matches!(
+            at.text()?.to_ascii_lowercase().as_str(),
+            "" | "false" | "disabled"
+        );
+        let rule = rules
+            .iter()
+            .find(|(name, _)| key == *name || name.ends_with('/') && key.starts_with(name));
+        if let Some((_, reason)) = rule
+            && asks
+            && !ours.contains(&key)
+        {
+            context.not_handled(&at, *reason);
+        }
+    }
+    Ok(())
+}
+
 /// The annotation under its present name, else under its old one.
 fn present<'b>(annotations: &'b At<'_>, names: [&'static str; 2]) -> Result<Option<At<'b>>, Fault> {
     Ok(match annotations.get(names[0])? {
@@ -99,13 +132,7 @@ fn one_of<T: PartialEq + Copy>(
     read: impl Fn(&str) -> Result<T, (T, &'static str)>,
     context: &mut Context<'_>,
 ) -> Result<Option<T>, Fault> {
-    let mut value = |at: At<'_>| -> Result<T, Fault> {
-        let text = at.text()?;
-        Ok(read(text).unwrap_or_else(|(taken, words)| {
-            context.not_handled(&at, format!("{} {words}", quoted(text)));
-            taken
-        }))
-    };
+    let mut value = |at: At<'_>| value(&at, &read, context);
     let new = annotations.get(names[0])?.map(&mut value).transpose()?;
     let old = annotations.get(names[1])?.map(&mut value).transpose()?;
     if let (Some(new), Some(old)) = (new, old)
@@ -118,6 +145,19 @@ fn one_of<T: PartialEq + Copy>(
         );
     }
     Ok(new.or(old))
+}
+
+/// What an annotation says; and a finding, if that is taken for something else.
+fn value<T>(
+    at: &At<'_>,
+    read: impl Fn(&str) -> Result<T, (T, &'static str)>,
+    context: &mut Context<'_>,
+) -> Result<T, Fault> {
+    let text = at.text()?;
+    Ok(read(text).unwrap_or_else(|(taken, words)| {
+        context.not_handled(at, format!("{} {words}", quoted(text)));
+        taken
+    }))
 }
 
 fn truth(text: &str) -> Result<bool, (bool, &'static str)> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::model::{ObjectName, Problem, ProblemKind};
 
 use super::address::Cidrs;
+use super::annotation;
 use super::decode::{At, Fault, quoted};
 use super::document::{documents, parse};
 use super::intern::Interner;
@@ -25,6 +26,34 @@ pub(super) enum Object {
         name: Arc<str>,
         zone: Arc<str>,
     },
+    /// A Namespace, of which only counts whether its Services may be global.
+    Namespace {
+        global: bool,
+    },
+}
+
+impl Object {
+    pub(super) fn service(self) -> Option<Arc<Service>> {
+        if let Self::Service(service) = self {
+            Some(service)
+        } else {
+            None
+        }
+    }
+    pub(super) fn pod(self) -> Option<Arc<Pod>> {
+        if let Self::Pod(pod) = self {
+            Some(pod)
+        } else {
+            None
+        }
+    }
+    pub(super) fn slice(self) -> Option<Arc<Slice>> {
+        if let Self::Slice(slice) = self {
+            Some(slice)
+        } else {
+            None
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -33,6 +62,7 @@ pub(super) enum Kind {
     Pod,
     Slice,
     Node,
+    Namespace,
 }
 
 impl Kind {
@@ -42,7 +72,13 @@ impl Kind {
             Self::Pod => "Pod",
             Self::Slice => "EndpointSlice",
             Self::Node => "Node",
+            Self::Namespace => "Namespace",
         }
+    }
+
+    /// Objects of this kind are in no namespace.
+    const fn is_of_the_cluster(self) -> bool {
+        matches!(self, Self::Node | Self::Namespace)
     }
 }
 
@@ -50,16 +86,18 @@ impl Kind {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct ObjectId {
     pub(super) kind: Kind,
-    /// With an empty namespace for a Node.
+    /// With an empty namespace for what is in none.
     pub(super) name: ObjectName,
 }
 
 impl ObjectId {
     /// `Service production/backend`
     pub(super) fn words(&self) -> String {
-        match self.kind {
-            Kind::Node => format!("Node {}", self.name.name),
-            kind => format!("{} {}", kind.word(), self.name),
+        let kind = self.kind.word();
+        if self.kind.is_of_the_cluster() {
+            format!("{kind} {}", self.name.name)
+        } else {
+            format!("{kind} {}", self.name)
         }
     }
 }
@@ -236,6 +274,7 @@ impl Reader<'_> {
             ("v1", "Pod") => Kind::Pod,
             ("discovery.k8s.io/v1", "EndpointSlice") => Kind::Slice,
             ("v1", "Node") => Kind::Node,
+            ("v1", "Namespace") => Kind::Namespace,
             _ => return self.foreign(at, api_version, kind),
         };
         *self.contents.known.entry(known.word()).or_default() += 1;
@@ -261,6 +300,8 @@ impl Reader<'_> {
                 name: meta.name.name.clone(),
                 zone: meta.zone(&mut context),
             })),
+            Kind::Namespace => annotation::read_namespace(at, &mut context)
+                .map(|global| Some(Object::Namespace { global })),
         };
         let findings = context.findings;
         let id = ObjectId {
@@ -331,7 +372,7 @@ impl Meta {
             return Err(name.fault(format!("{} is no name for an object", quoted(text))));
         }
         let namespace = match metadata.get("namespace")? {
-            _ if kind == Kind::Node => context.texts.get(""),
+            _ if kind.is_of_the_cluster() => context.texts.get(""),
             Some(namespace) => {
                 let text = namespace.text()?;
                 if !is_name(text) {

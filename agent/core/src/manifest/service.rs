@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{Address, Affinity, ObjectName, PortRow, Protocol};
+use crate::model::{Address, ObjectName, PortRow, Protocol};
 
 use super::address::Families;
 use super::annotation::{self, Mesh};
@@ -22,9 +22,8 @@ pub(super) struct Service {
     /// Empty: endpoints are somebody else's work.
     pub(super) selector: Labels,
     pub(super) ports: Vec<ServicePort>,
-    pub(super) global: bool,
-    pub(super) shared: bool,
-    pub(super) affinity: Affinity,
+    /// As its own annotations say; its Namespace may say otherwise.
+    pub(super) mesh: Mesh,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -77,11 +76,7 @@ impl Service {
         let (headless, given) = cluster_ips(&spec)?;
         let families = families(&spec, &given, headless, context)?;
         let ports = ports(&spec, headless, context)?;
-        let Mesh {
-            global,
-            shared,
-            affinity,
-        } = annotation::read(at, context)?;
+        let mesh = annotation::read(at, context)?;
         let mut derived = Vec::new();
         for v4 in [true, false] {
             let wanted = if v4 { families.v4 } else { families.v6 };
@@ -107,9 +102,7 @@ impl Service {
             families,
             selector,
             ports,
-            global,
-            shared,
-            affinity,
+            mesh,
         }))
     }
 

@@ -1,6 +1,7 @@
 //! Rules by tables, and two properties: what is broken changes nothing, and the way to a state does not show in it.
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
+mod annotations;
 mod endpoints;
 mod files;
 mod properties;

@@ -12,7 +12,10 @@ use crate::model::{
 };
 
 use super::address::{Addresses, Claim};
+use super::endpoint::Endpoint;
 use super::intern::Interner;
+use super::labels::{LabelIndex, Pair};
+use super::namespaces::Namespaces;
 use super::object::{Object, ObjectId};
 use super::pod::Pod;
 use super::service::Service;
@@ -27,6 +30,7 @@ pub(super) struct World {
     slices: HashMap<ObjectName, Vec<NamedSlice>>,
     /// By the node's name.
     zones: HashMap<Arc<str>, Arc<str>>,
+    namespaces: Namespaces,
     /// Pods, under each of their labels.
     pods_by_label: LabelIndex,
     /// Services that have a selector, under one pair of it.
@@ -57,13 +61,6 @@ struct Joined {
     filed: Option<Pair>,
     endpoints: BTreeMap<Address, Endpoint>,
     row: Option<Arc<ServiceRow>>,
-}
-
-#[derive(Debug, Default)]
-struct Endpoint {
-    /// A pod's or a slice's name, and what it says; hardly ever more than one.
-    sources: Vec<(Arc<str>, Arc<EndpointRow>)>,
-    row: Option<Arc<EndpointRow>>,
 }
 
 impl World {
@@ -107,6 +104,10 @@ impl World {
                     Some(Object::Node { zone, .. }) => self.zones.insert(name.name.clone(), zone),
                     _ => self.zones.remove(&name.name),
                 };
+            }
+            (Some(Object::Namespace { .. }), _) | (_, Some(Object::Namespace { .. })) => {
+                let global = !matches!(new, Some(Object::Namespace { global: false }));
+                self.set_namespace(&name.name, global);
             }
             (None, None) => {}
         }
@@ -169,9 +170,23 @@ impl World {
                 joined.filed = Some(pair);
             }
         }
+        self.namespaces.note(name, new.as_deref());
         joined.service = new;
         if !same_endpoints {
             self.join(name, texts);
+        }
+    }
+
+    /// Hardly ever changes: all Services are looked through.
+    fn set_namespace(&mut self, namespace: &Arc<str>, global: bool) {
+        if !self.namespaces.set(namespace, global) {
+            return;
+        }
+        for (name, joined) in &self.services {
+            if name.namespace == *namespace {
+                self.namespaces.note(name, joined.service.as_deref());
+                self.changed.services.insert(name.clone());
+            }
         }
     }
 
@@ -333,10 +348,10 @@ impl World {
                 service: service.clone(),
                 address: row.address,
             });
-            let sources = &mut joined.endpoints.entry(row.address).or_default().sources;
-            sources.retain(|(name, _)| name != source);
-            sources.reserve_exact(1);
-            sources.push((source.clone(), row));
+            let endpoint = joined.endpoints.entry(row.address).or_default();
+            endpoint.forget(source);
+            endpoint.sources.reserve_exact(1);
+            endpoint.sources.push((source.clone(), row));
         }
     }
 
@@ -346,7 +361,7 @@ impl World {
         };
         for &address in addresses {
             if let Some(endpoint) = joined.endpoints.get_mut(&address) {
-                endpoint.sources.retain(|(name, _)| name != source);
+                endpoint.forget(source);
                 self.changed.endpoints.insert(EndpointKey {
                     service: service.clone(),
                     address,
@@ -367,7 +382,7 @@ impl World {
             let wanted = joined
                 .service
                 .as_ref()
-                .map(|service| row(service, &self.addresses));
+                .map(|service| row(service, &self.addresses, &self.namespaces));
             match wanted {
                 Some(wanted) if joined.row.as_deref() != Some(&wanted) => {
                     let wanted = Arc::new(wanted);
@@ -387,7 +402,7 @@ impl World {
             let Some(endpoint) = joined.endpoints.get_mut(&key.address) else {
                 continue;
             };
-            match merged(&endpoint.sources) {
+            match endpoint.merged() {
                 Some(wanted) if endpoint.row.as_ref() != Some(&wanted) => {
                     self.told += usize::from(endpoint.row.is_none());
                     endpoint.row = Some(wanted.clone());
@@ -440,14 +455,19 @@ impl World {
         &self.addresses
     }
 
+    pub(super) fn namespaces(&self) -> &Namespaces {
+        &self.namespaces
+    }
+
     /// Rows last told: services and endpoints.
     pub(super) fn counts(&self) -> (usize, usize) {
         (self.services.len(), self.told)
     }
 }
 
-fn row(service: &Service, addresses: &Addresses) -> ServiceRow {
+fn row(service: &Service, addresses: &Addresses, namespaces: &Namespaces) -> ServiceRow {
     let claimed = service.given.iter().chain(&service.derived);
+    let mesh = namespaces.mesh(service);
     ServiceRow {
         name: service.name.clone(),
         addresses: claimed
@@ -455,96 +475,8 @@ fn row(service: &Service, addresses: &Addresses) -> ServiceRow {
             .filter(|address| addresses.holds(*address, &service.name))
             .collect(),
         ports: service.ports.iter().map(|port| port.row.clone()).collect(),
-        global: service.global,
-        shared: service.shared,
-        affinity: service.affinity,
-        rules: ServiceRules::default(),
-    }
-}
-
-/// What several sources say of one address (pods in the host's network, a slice on its way to another): the best
-/// condition holds, with the ports of all that are in it. The order in which they came does not matter.
-fn merged(sources: &[(Arc<str>, Arc<EndpointRow>)]) -> Option<Arc<EndpointRow>> {
-    if let [(_, only)] = sources {
-        return Some(only.clone());
-    }
-    let (_, best) = sources
-        .iter()
-        .min_by_key(|(name, row)| (row.condition, name))?;
-    let equals = sources
-        .iter()
-        .filter(|(_, row)| row.condition == best.condition);
-    let mut merged = EndpointRow::clone(best);
-    merged.ports = equals
-        .flat_map(|(_, row)| row.ports.iter().cloned())
-        .collect();
-    merged.ports.sort_unstable();
-    merged.ports.dedup();
-    Some(Arc::new(merged))
-}
-
-type Pair = (Arc<str>, Arc<str>);
-
-/// Names of objects by namespace and label.
-#[derive(Debug, Default)]
-struct LabelIndex(HashMap<(Arc<str>, Pair), BTreeSet<Arc<str>>>);
-
-impl LabelIndex {
-    fn add(&mut self, namespace: &Arc<str>, pair: &Pair, name: &Arc<str>) {
-        self.0
-            .entry((namespace.clone(), pair.clone()))
-            .or_default()
-            .insert(name.clone());
-    }
-
-    fn remove(&mut self, namespace: &Arc<str>, pair: &Pair, name: &Arc<str>) {
-        let key = (namespace.clone(), pair.clone());
-        if let Some(names) = self.0.get_mut(&key) {
-            names.remove(name);
-            if names.is_empty() {
-                self.0.remove(&key);
-            }
-        }
-    }
-
-    fn names(&self, namespace: &Arc<str>, pair: &Pair) -> impl Iterator<Item = &Arc<str>> {
-        self.0
-            .get(&(namespace.clone(), pair.clone()))
-            .into_iter()
-            .flatten()
-    }
-
-    /// The pair of `selector` that the fewest objects have: the fewest to look through.
-    fn rarest(&self, namespace: &Arc<str>, selector: &[Pair]) -> Option<Pair> {
-        let count = |pair: &&Pair| {
-            self.0
-                .get(&(namespace.clone(), Pair::clone(pair)))
-                .map_or(0, BTreeSet::len)
-        };
-        selector.iter().min_by_key(count).cloned()
-    }
-}
-
-impl Object {
-    fn service(self) -> Option<Arc<Service>> {
-        if let Self::Service(service) = self {
-            Some(service)
-        } else {
-            None
-        }
-    }
-    fn pod(self) -> Option<Arc<Pod>> {
-        if let Self::Pod(pod) = self {
-            Some(pod)
-        } else {
-            None
-        }
-    }
-    fn slice(self) -> Option<Arc<Slice>> {
-        if let Self::Slice(slice) = self {
-            Some(slice)
-        } else {
-            None
-        }
+        global: mesh.global,
+        shared: mesh.shared,
+        affinity: mesh.affinity,
     }
 }

@@ -64,11 +64,18 @@ fn step() -> impl Strategy<Value = Step> {
     let ip = || select(vec!["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
     let labels = select(vec!["{app: a}", "{app: a, tier: x}", "{tier: y}", "{}"]);
     let ready = select(vec!["\"True\"", "\"False\""]);
-    let services = (name(), port, selector).prop_map(|(name, port, spec)| {
+    let global = select(vec![
+        "",
+        ", annotations: {service.cilium.io/global: 'true'}",
+    ]);
+    let services = (name(), port, selector, global).prop_map(|(name, port, spec, global)| {
         service(&format!(
             "ports: [{{port: 80, targetPort: {port}}}], {spec}"
         ))
-        .replace("name: s", &format!("name: {name}"))
+        .replace(
+            "name: s, namespace: n",
+            &format!("name: {name}, namespace: n{global}"),
+        )
     });
     let pods =
         (select(vec!["p", "q"]), ip(), labels, ready).prop_map(|(name, ip, labels, ready)| {
@@ -83,7 +90,10 @@ fn step() -> impl Strategy<Value = Step> {
     let nodes = select(vec!["z1", "z2"]).prop_map(|zone| {
         format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: n1, labels: {{topology.kubernetes.io/zone: {zone}}}}}\n")
     });
-    let object = prop_oneof![4 => services, 4 => pods, 3 => slices, 1 => nodes];
+    let namespaces = select(vec!["'true'", "'false'", "''"]).prop_map(|global| {
+        format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: n, annotations: {{clustermesh.cilium.io/global: {global}}}}}\n")
+    });
+    let object = prop_oneof![4 => services, 4 => pods, 3 => slices, 1 => nodes, 1 => namespaces];
     let text = proptest::collection::vec(object, 0..4)
         .prop_map(|objects| format!("# file\n{}", objects.join("---\n")));
     prop_oneof![

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::cgroup::Cgroup;
 use crate::host::Host;
 use crate::layout::{ClusterPlan, NodePlan, PodPlan, state_dir};
-use crate::manifests::{Manifests, ports_selecting};
+use crate::manifests::{Manifests, node_object, ports_selecting};
 use crate::netns::Netns;
 use crate::network;
 use crate::pod::{Pod, PodState};
@@ -121,8 +121,13 @@ impl Lab {
         }
         std::fs::create_dir_all(plan.manifests())?;
         std::fs::create_dir_all(plan.dir().join("links"))?;
+        let manifests = Manifests::new(plan.manifests());
+        if let Some(region) = &spec.region {
+            let nodes: Vec<_> = plan.nodes.iter().map(|n| node_object(n, region)).collect();
+            manifests.write_objects("nodes.yaml", &nodes)?;
+        }
         if let Some(from) = &spec.manifests {
-            Manifests::new(plan.manifests()).copy_from(from)?;
+            manifests.copy_from(from)?;
         }
         let mut pods = Vec::new();
         for pod in &spec.pods {

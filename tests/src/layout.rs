@@ -40,7 +40,6 @@ pub struct ClusterPlan {
     /// Place in the lab file, from 1: part of the addresses, where ids may repeat on purpose.
     pub number: u8,
     pub id: u16,
-    pub region: Option<String>,
     pub nodes: Vec<NodePlan>,
 }
 
@@ -84,7 +83,6 @@ impl ClusterPlan {
             name: spec.name.clone(),
             number,
             id: spec.id,
-            region: spec.region.clone(),
             nodes: (1..=spec.nodes).map(node).collect(),
         }
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::layout::PodPlan;
+use crate::layout::{NodePlan, PodPlan};
 
 #[derive(Clone, Debug)]
 pub struct Manifests {
@@ -155,6 +155,27 @@ fn selects(service: &Value, namespace: &str, labels: &BTreeMap<String, String>) 
             .all(|(key, value)| labels.get(key).map(String::as_str) == value.as_str())
 }
 
+/// A Node as a cloud provider would label it, each in a zone of its own: `us-east-a`, `us-east-b`…
+pub(crate) fn node_object(plan: &NodePlan, region: &str) -> Value {
+    let zone = format!("{region}-{}", zone_letters(plan.number));
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": plan.name, "labels": {
+            "topology.kubernetes.io/region": region,
+            "topology.kubernetes.io/zone": zone,
+        }},
+    })
+}
+
+/// `a` to `z`, then `aa`…
+fn zone_letters(number: u8) -> String {
+    let (more, last) = (usize::from(number - 1) / 26, usize::from(number - 1) % 26);
+    let letter = |n: usize| char::from(b"abcdefghijklmnopqrstuvwxyz"[n]);
+    let first = more.checked_sub(1).map(letter);
+    first.into_iter().chain([letter(last)]).collect()
+}
+
 /// A Pod as a kubelet would report it.
 pub(crate) fn pod_object(
     plan: &PodPlan,
@@ -211,6 +232,14 @@ mod tests {
             .unwrap();
         let without: Value = serde_saphyr::from_str(&manifests.read("a.yaml").unwrap()).unwrap();
         assert_eq!(before, without);
+    }
+
+    #[test]
+    fn zones_have_letters() {
+        let rows = [(1, "a"), (26, "z"), (27, "aa"), (100, "cv")];
+        for (number, wanted) in rows {
+            assert_eq!(zone_letters(number), wanted);
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub struct ClusterSpec {
     pub name: String,
     /// 1 to 511. Two clusters may have one id: that is a fault to be found by the mesh, not here.
     pub id: u16,
+    /// Given to the cluster's Nodes as their region; each node is a zone of it.
     #[serde(default)]
     pub region: Option<String>,
     #[serde(default = "one")]

@@ -19,12 +19,14 @@ pub(crate) const TWO_CLUSTERS: &str = r"
 clusters:
   - name: east
     id: 1
+    region: us-east
     nodes: 2
     pods:
       - {name: backend, count: 2, namespace: production, labels: {app: backend}, serves: {8080: production/backend}}
       - {name: client}
   - name: west
     id: 2
+    region: us-west
     nodes: 2
     pods:
       - {name: backend, count: 2, namespace: production, labels: {app: backend}, serves: {8080: production/backend}}

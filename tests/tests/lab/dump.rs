@@ -52,6 +52,7 @@ fn frontend_key(row: &Value) -> (&'static str, Vec<u8>) {
 fn the_list_is_what_the_maps_hold() {
     let lab = running("dump", TWO_CLUSTERS);
     let node = lab.node("east-1").unwrap();
+    backends_are_where_their_nodes_are(node);
     let list = node.ask(&["bpf", "lb", "list"]).unwrap();
 
     let mut listed = [("frontends4", 0), ("frontends6", 0)];
@@ -106,4 +107,24 @@ fn the_list_is_what_the_maps_hold() {
         drawn.is_empty(),
         "rings name backends that are not listed: {drawn:?}"
     );
+}
+
+/// The lab file's regions are its Nodes' labels, and come with the rows of both clusters.
+fn backends_are_where_their_nodes_are(node: Node<'_>) {
+    let list = node.ask(&["service", "list"]).unwrap();
+    let mut places = std::collections::BTreeSet::new();
+    for frontend in rows(&list, "frontends") {
+        for backend in rows(frontend, "backends") {
+            let text = |key: &str| backend[key].as_str().unwrap_or_default().to_owned();
+            places.insert((text("node"), text("zone")));
+        }
+    }
+    let wanted = [
+        ("east-1", "us-east-a"),
+        ("east-2", "us-east-b"),
+        ("west-1", "us-west-a"),
+        ("west-2", "us-west-b"),
+    ];
+    let wanted = wanted.map(|(node, zone)| (node.to_owned(), zone.to_owned()));
+    assert_eq!(places.into_iter().collect::<Vec<_>>(), wanted);
 }

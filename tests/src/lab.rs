@@ -313,13 +313,16 @@ impl Lab {
     pub fn links(&self) -> &[(String, String)] {
         &self.links
     }
-    /// The ends of all logs, for the report of a failure.
+    /// The ends of all logs, and what the agents serve, for the report of a failure.
     #[must_use]
     pub fn last_words(&self) -> String {
-        let processes = lock(&self.processes);
-        let logs: std::collections::BTreeSet<&std::path::Path> =
-            processes.values().map(Process::log).collect();
-        logs.into_iter().map(|log| tail(log, 25) + "\n").collect()
+        let logs: std::collections::BTreeSet<PathBuf> = lock(&self.processes)
+            .values()
+            .map(|process| process.log().to_owned())
+            .collect();
+        let logs = logs.iter().map(|log| tail(log, 25) + "\n");
+        logs.chain(self.nodes().map(|node| node.last_words()))
+            .collect()
     }
     /// An error with the last words of the first process that ended by itself.
     pub fn expect_all_alive(&self) -> Result<()> {

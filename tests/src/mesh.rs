@@ -262,6 +262,17 @@ impl Node<'_> {
             .arg(self.agent_socket());
         command.output().context("cannot run agentctl")
     }
+    /// What the agent serves, cut to what is read; nothing if there is no agent.
+    pub(crate) fn last_words(&self) -> String {
+        const LINES: usize = 40;
+        let said = self.agentctl(&["service", "list", "-o", "wide"]);
+        let Some(said) = said.ok().filter(|said| said.status.success()) else {
+            return String::new();
+        };
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        let shown: Vec<&str> = said.lines().take(LINES).collect();
+        format!("{}: service list:\n  {}\n", self.name(), shown.join("\n  "))
+    }
     /// The same as JSON. Exit codes 0 and 1 both have an answer.
     pub fn ask(&self, arguments: &[&str]) -> Result<Value> {
         let output = self.agentctl(&[arguments, &["-o", "json"]].concat())?;

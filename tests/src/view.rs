@@ -80,16 +80,18 @@ impl Frontend {
     /// Clusters whose backends new connections are drawn from.
     #[must_use]
     pub fn serving_clusters(&self) -> BTreeSet<&str> {
-        self.backends
-            .iter()
-            .filter(|b| b.preferred)
-            .map(|b| b.cluster.as_str())
-            .collect()
+        self.drawn().map(|b| b.cluster.as_str()).collect()
     }
     /// Backends that new connections are drawn from.
     #[must_use]
     pub fn serving(&self) -> usize {
-        self.backends.iter().filter(|b| b.preferred).count()
+        self.drawn().count()
+    }
+    /// Those wanted, as far as the kernel has them.
+    fn drawn(&self) -> impl Iterator<Item = &Backend> {
+        self.backends
+            .iter()
+            .filter(|b| b.preferred && b.backend_id.is_some())
     }
 }
 
@@ -108,6 +110,19 @@ impl Node<'_> {
         serde_json::from_value(answer["frontends"].clone())
             .context("`service list` has changed its shape")
     }
+    /// The frontends of a service's port, of whichever protocols and families it has: TCP and IPv4 first. An error if
+    /// there is none.
+    pub fn frontends_of(&self, service: &str, port: u16) -> Result<Vec<Frontend>> {
+        let mut all = self.frontends()?;
+        all.retain(|f| f.service == service && f.port == port);
+        all.sort_by_key(|f| (f.protocol.clone(), f.address));
+        ensure!(
+            !all.is_empty(),
+            "{} knows no frontend of {service}:{port}",
+            self.name()
+        );
+        Ok(all)
+    }
     /// The TCP frontend of a service's port, of one family.
     pub fn frontend(&self, service: &str, port: u16, v6: bool) -> Result<Frontend> {
         let family = |f: &Frontend| f.address.is_some_and(|a| a.is_ipv6() == v6);
@@ -117,7 +132,7 @@ impl Node<'_> {
         let found = self.frontends()?.into_iter().find(wanted);
         found.with_context(|| format!("{} knows no frontend of {service}:{port}", self.name()))
     }
-    /// Waits for a frontend that `fits`, and says how long that took.
+    /// Waits until each of [`Self::frontends_of`] `fits`, says how long that took, and gives the first.
     pub fn wait_frontend(
         &self,
         service: &str,
@@ -129,9 +144,11 @@ impl Node<'_> {
             &format!("{}: {service}:{port} {what}", self.name()),
             SOON,
             || {
-                let frontend = self.frontend(service, port, false)?;
-                ensure!(fits(&frontend), "it is {frontend:?}");
-                Ok(Some(frontend))
+                let all = self.frontends_of(service, port)?;
+                for frontend in &all {
+                    ensure!(fits(frontend), "it is {frontend:?}");
+                }
+                Ok(all.into_iter().next())
             },
         )
     }

@@ -110,6 +110,18 @@ pub enum DatapathError {
     NoGrace(io::Error),
 }
 
+/// Whether the hooks were seen to meet a socket of another cgroup.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Proof {
+    /// The programs are not attached, or not seen to work.
+    Missing,
+    Seen,
+    /// The cgroup is mounted for this agent alone: no probe can join it.
+    OutOfReach,
+    /// `frontends4` is full: the probe has no room for its frontend.
+    NoRoom,
+}
+
 /// A map, as the kernel has it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MapUse {
@@ -131,6 +143,7 @@ pub struct Datapath {
     /// In the plan's order; `None` where not attached.
     links: Vec<Option<OwnedFd>>,
     adopted: bool,
+    proof: Proof,
     /// One agent at a time writes these maps.
     _lock: Flock<File>,
 }
@@ -175,6 +188,7 @@ impl Datapath {
             maps,
             links,
             adopted: false,
+            proof: Proof::Missing,
             _lock: lock,
         };
         datapath.adopted = datapath.links_use_our_maps();
@@ -255,7 +269,7 @@ impl Datapath {
     }
 
     /// Attaches the programs, or puts them in the place of an earlier agent's, each swap atomic; proves that the hook
-    /// sees a socket in another cgroup; then removes maps of other versions, which nothing uses any more.
+    /// sees a socket in another cgroup, if there is a way to ([`Proof`]); then removes maps of other versions, which nothing uses any more.
     ///
     /// # Errors
     /// [`DatapathError`]; hooks that were served before stay served, by the old program or the new one.
@@ -267,16 +281,16 @@ impl Datapath {
                 *link = Some(created);
             }
         }
-        self.prove()?;
+        self.proof = self.prove()?;
         self.remove_other_versions();
         self.adopted = true;
         Ok(())
     }
 
-    /// Whether a socket in another cgroup was seen when the programs were attached; not where no probe can go.
+    /// What was seen when the programs were attached.
     #[must_use]
-    pub fn proved(&self) -> bool {
-        self.adopted && self.cgroup.visible
+    pub fn proof(&self) -> Proof {
+        self.proof
     }
 
     /// Programs on each hook, ours and others'.
@@ -382,7 +396,10 @@ impl Datapath {
     }
 
     /// For a moment there is a frontend without a ring, and a process in another cgroup that must be refused by it.
-    fn prove(&self) -> Result<(), DatapathError> {
+    fn prove(&self) -> Result<Proof, DatapathError> {
+        if !self.cgroup.visible {
+            return Ok(Proof::OutOfReach);
+        }
         let mut frontends: KernelHash<Frontend4Key, FrontendValue> = self.hash("frontends4", "")?;
         let (address, port) = PROBE;
         let key = Frontend4Key {
@@ -391,17 +408,20 @@ impl Datapath {
             scope_protocol: ScopeProtocol::new(0, ScopeProtocol::UDP),
         };
         frontends.remove(key)?;
-        frontends.put(
-            key,
-            FrontendValue {
-                service: u32::MAX,
-                reserved: 0,
-            },
-        )?;
+        let value = FrontendValue {
+            service: u32::MAX,
+            reserved: 0,
+        };
+        match frontends.put(key, value) {
+            // What is served has the room. A node must not lose its agent for a probe.
+            Err(TableError::Full { .. }) => return Ok(Proof::NoRoom),
+            put => put?,
+        }
         let proof = self.cgroup.prove(SocketAddr::from(PROBE));
         frontends.remove(key)?;
         grace_period().map_err(DatapathError::NoGrace)?;
-        Ok(proof?)
+        proof?;
+        Ok(Proof::Seen)
     }
 
     fn remove_other_versions(&self) {

@@ -7,6 +7,7 @@ mod lab {
     mod coexist;
     mod common;
     mod dump;
+    mod full;
     mod hosts;
     mod leftovers;
     mod links;

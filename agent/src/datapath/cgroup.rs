@@ -117,9 +117,6 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError::Blind`] if it was not refused, or [`CgroupError::Probe`].
     pub fn prove(&self, address: SocketAddr) -> Result<(), CgroupError> {
-        if !self.visible {
-            return Ok(());
-        }
         let child = self
             .path
             .join(format!("isthmus-probe-{}", std::process::id()));

@@ -9,7 +9,7 @@ use isthmus_proto::node::v1 as pb;
 
 use super::{View, seconds_since};
 use crate::api::ViewError;
-use crate::datapath::{Datapath, Hook, MapUse};
+use crate::datapath::{Datapath, Hook, MapUse, Proof};
 use crate::engine::Published;
 
 impl View {
@@ -62,29 +62,27 @@ impl View {
     fn kernel(&self, datapath: &Datapath, published: &Published) -> pb::Kernel {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let cgroup = datapath.cgroup().display().to_string();
-        let (cgroup_proved, cgroup_proof) = if published.attached && datapath.proved() {
-            (
+        let (cgroup_proved, cgroup_proof) = match (&published.attach_error, datapath.proof()) {
+            (Some(cause), _) => (Some(false), cause.as_str()),
+            (None, Proof::Missing) => (None, "programs are not attached yet"),
+            (None, Proof::Seen) => (
                 Some(true),
-                "a socket in another cgroup met connect4 when the programs were attached"
-                    .to_owned(),
-            )
-        } else if published.attached {
-            (
+                "a socket in another cgroup met connect4 when the programs were attached",
+            ),
+            (None, Proof::OutOfReach) => (
                 None,
-                "the cgroup is mounted for this agent alone, so no probe can join it".to_owned(),
-            )
-        } else {
-            let cause = published.attach_error.clone();
-            (
-                cause.as_ref().map(|_| false),
-                cause.unwrap_or_else(|| "programs are not attached yet".to_owned()),
-            )
+                "the cgroup is mounted for this agent alone, so no probe can join it",
+            ),
+            (None, Proof::NoRoom) => (
+                None,
+                "frontends4 had no room for a probe; raise --lb-services-max",
+            ),
         };
         pb::Kernel {
             release: release.trim().to_owned(),
             cgroup,
             cgroup_proved,
-            cgroup_proof,
+            cgroup_proof: cgroup_proof.to_owned(),
             bpffs: self.bpffs.display().to_string(),
         }
     }

@@ -68,9 +68,13 @@ pub(crate) fn world(name: &str, file: &str) -> Lab {
 }
 
 /// The world of a lab file with the global service `production/backend` in every cluster, agents and mesh servers
-/// running, and every node seeing every backend.
+/// running, and every node serving from every backend, over both families.
 pub(crate) fn running(name: &str, file: &str) -> Lab {
-    let lab = world(name, file);
+    started(world(name, file), &[])
+}
+
+/// The same of a world that is there already; with flags for the agents.
+pub(crate) fn started(lab: Lab, agent_flags: &[&str]) -> Lab {
     for cluster in lab.clusters() {
         cluster
             .manifests()
@@ -80,7 +84,7 @@ pub(crate) fn running(name: &str, file: &str) -> Lab {
             )
             .unwrap();
     }
-    lab.start()
+    lab.start_with(agent_flags, &[])
         .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.last_words()));
     let backends = lab.pods().iter().filter(|p| p.serves()).count();
     for node in lab.nodes() {
@@ -122,6 +126,23 @@ pub(crate) fn named_service(
 pub(crate) fn targets(node: Node<'_>) -> Vec<String> {
     let both = [false, true].map(|v6| node.frontend(SERVICE, PORT, v6).unwrap().target().unwrap());
     both.map(|t| format!("{t}={SERVICE}")).to_vec()
+}
+
+/// `status` of a node once it exits with `exit` and says `words`, for people.
+pub(crate) fn wait_status(node: Node<'_>, exit: i32, words: &str) -> String {
+    let what = format!("{}: `status` exits {exit} and says {words:?}", node.name());
+    let (_, text) = wait_for(&what, SOON, || {
+        let output = node.agentctl(&["status"])?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let code = output.status.code();
+        anyhow::ensure!(
+            code == Some(exit) && text.contains(words),
+            "exit {code:?}\n{text}"
+        );
+        Ok(Some(text))
+    })
+    .unwrap();
+    text
 }
 
 /// A client in a pod that asks for the service by IPv4 and IPv6 in turn.

@@ -7,33 +7,16 @@ use std::fs;
 use isthmus_tests::{Lab, Node, wait_for};
 
 use super::common::{
-    ALONE, PORT, SERVICE, SOON, at_least, client, named_service, running, service,
+    ALONE, PORT, SERVICE, SOON, at_least, client, named_service, running, service, wait_status,
 };
 
-/// Problems that `status` lists for the sources, as text, once one `fits`.
+/// A fault that `status` names and exits 1 for.
 fn wait_problem(node: Node<'_>, what: &str) -> String {
-    let (_, text) = wait_for(&format!("`status` says {what:?}"), SOON, || {
-        let output = node.agentctl(&["status"])?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        anyhow::ensure!(text.contains(what), "{text}");
-        Ok(Some((output.status.code(), text)))
-    })
-    .unwrap();
-    assert_eq!(text.0, Some(1), "a fault makes `status` exit 1: {}", text.1);
-    text.1
+    wait_status(node, 1, what)
 }
 
 fn wait_well(node: Node<'_>) {
-    wait_for("`status` is well", SOON, || {
-        let output = node.agentctl(&["status"])?;
-        anyhow::ensure!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stdout)
-        );
-        Ok(Some(()))
-    })
-    .unwrap();
+    wait_status(node, 0, "");
 }
 
 fn expect_served(lab: &Lab) {

@@ -1,10 +1,16 @@
-//! Beside others: a ruleset in kube-proxy's nftables shape.
+//! Beside others: a ruleset in kube-proxy's nftables shape, and programs on our own hooks.
 
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+
+use isthmus_agent::datapath::trivial;
 use isthmus_tests::{Lab, Node, Requests};
 
-use super::common::{ALONE, PORT, SERVICE, at_least, named_service, running};
+use super::common::{
+    ALONE, PORT, SERVICE, at_least, named_service, running, started, wait_status, world,
+};
 
 /// A service that only kube-proxy's rules know, and one that both know.
 const THEIRS: &str = "10.96.200.1";
@@ -97,4 +103,105 @@ fn a_miss_passes_to_kube_proxys_rules_and_a_hit_never_meets_them() {
     expect_served(&lab, &format!("{THEIRS}:80"));
     expect_served(&lab, &format!("{BOTHS}:80"));
     assert!(rules_saw_boths(node) >= 200, "without us the rules serve");
+}
+
+/// Another's program on a hook of the node's cgroup, after those that are there. It goes with what is returned.
+fn foreign(node: Node<'_>, hook: u32) -> OwnedFd {
+    let cgroup = File::open(node.cgroup()).unwrap();
+    trivial::attach(cgroup.as_fd(), hook).unwrap()
+}
+
+/// Programs on a hook as `status` shows them to people: name, place, state.
+fn on_hook(status: &str, hook: &str) -> Vec<(String, String, String)> {
+    let rows = status.lines().filter_map(|line| {
+        let (name, rest) = line.split_once(&format!(" {hook} "))?;
+        let fields: Vec<&str> = rest.split("  ").map(str::trim).collect();
+        let fields: Vec<&str> = fields.into_iter().filter(|f| !f.is_empty()).collect();
+        let (place, state) = (fields.first()?, fields.last()?);
+        Some((
+            name.trim().to_owned(),
+            (*place).to_owned(),
+            (*state).to_owned(),
+        ))
+    });
+    rows.collect()
+}
+
+fn expect_on_hook(status: &str, hook: &str, wanted: &[(&str, &str, &str)]) {
+    let found = on_hook(status, hook);
+    let found: Vec<_> = found
+        .iter()
+        .map(|(name, place, state)| (name.as_str(), place.as_str(), state.as_str()))
+        .collect();
+    assert_eq!(found, wanted, "{hook} in:\n{status}");
+}
+
+#[test]
+fn a_foreign_program_before_ours_is_a_fault_and_one_after_ours_is_listed() {
+    const CONNECT4: &str = "cgroup_inet4_connect";
+    let lab = world("foreign", ALONE);
+    let node = lab.node("east-1").unwrap();
+    let before = foreign(node, trivial::CONNECT4);
+    let lab = started(lab, &[]);
+    let node = lab.node("east-1").unwrap();
+    let ours = node.frontend(SERVICE, PORT, false).unwrap();
+    let ours = ours.target().unwrap().to_string();
+
+    let said = wait_status(node, 1, "trivial");
+    expect_on_hook(
+        &said,
+        CONNECT4,
+        &[
+            ("trivial", "1 of 2", "foreign, hides services"),
+            ("connect4", "2 of 2", "attached"),
+        ],
+    );
+    assert!(
+        said.contains("runs before it on cgroup_inet4_connect: addresses it changes are no longer services to us"),
+        "{said}"
+    );
+    assert!(said.contains("attach it after ours"), "a way out: {said}");
+    expect_served(&lab, &ours);
+
+    // A restarted agent keeps its place on the hook, so the other stays before it; on other hooks nobody is.
+    node.stop_agent().unwrap();
+    node.start_agent(&[]).unwrap();
+    let said = wait_status(node, 1, "hides services");
+    assert_eq!(said.matches("hides services").count(), 1, "{said}");
+    drop(before);
+    let said = wait_status(node, 0, "connect4");
+    expect_on_hook(&said, CONNECT4, &[("connect4", "1 of 1", "attached")]);
+
+    let after = [
+        foreign(node, trivial::CONNECT4),
+        foreign(node, trivial::CONNECT4),
+    ];
+    let said = wait_status(node, 0, "trivial");
+    expect_on_hook(
+        &said,
+        CONNECT4,
+        &[
+            ("connect4", "1 of 3", "attached"),
+            ("trivial", "2 of 3", "foreign"),
+            ("trivial", "3 of 3", "foreign"),
+        ],
+    );
+    expect_served(&lab, &ours);
+    drop(after);
+    wait_status(node, 0, "1 of 1");
+
+    // What runs before ours on a hook that translates nothing hides nothing.
+    node.stop_agent().unwrap();
+    node.cleanup().unwrap();
+    let _getpeername = foreign(node, trivial::GETPEERNAME4);
+    node.start_agent(&[]).unwrap();
+    let said = wait_status(node, 0, "trivial");
+    expect_on_hook(
+        &said,
+        "cgroup_inet4_getpeername",
+        &[
+            ("trivial", "1 of 2", "foreign"),
+            ("getpeername4", "2 of 2", "attached"),
+        ],
+    );
 }

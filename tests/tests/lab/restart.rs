@@ -64,7 +64,7 @@ fn restarts_under_traffic(lab: &Lab, at_least_requests: u64) {
         at_least(&mut traffic, part);
         node.start_agent(&[]).unwrap();
         at_least(&mut traffic, part);
-        // As an upgrade does it: told to go, and started again; programs are replaced on the links that are there.
+        // As an upgrade that changes no map does it: programs are replaced on the links that are there.
         node.stop_agent().unwrap();
         node.start_agent(&[]).unwrap();
         at_least(&mut traffic, part);
@@ -91,6 +91,52 @@ fn restarts_under_traffic(lab: &Lab, at_least_requests: u64) {
         kernel, total.requests,
         "the kernel's count and the client's"
     );
+    upgrades_under_traffic(lab, &mut traffic, part / 5);
+}
+
+/// Maps of a version: their ids in the kernel, and where they are pinned.
+fn version(node: Node<'_>) -> (u32, Vec<String>) {
+    let pins = std::fs::read_dir(node.plan().pins()).unwrap();
+    let names = pins.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let versions = names.filter(|name| name.starts_with('v')).collect();
+    (node.map_id("rings").unwrap(), versions)
+}
+
+/// Another version of the maps, here of other sizes: new ones are filled beside the old, programs change over on the
+/// links that are there, the old maps go. Once from an agent that was told to go, once from one that was killed.
+fn upgrades_under_traffic(lab: &Lab, traffic: &mut Traffic, part: u64) {
+    const LARGER: [&str; 2] = ["--lb-services-max=131072", "--lb-ring-slots-max=524288"];
+    let node = lab.node("east-1").unwrap();
+    let before = traffic.total().clone();
+    traffic.rate(0.0).unwrap();
+    let old = version(node);
+    watching_links(node, || {
+        node.stop_agent().unwrap();
+        node.start_agent(&LARGER).unwrap();
+        let new = version(node);
+        assert_ne!(new.0, old.0, "the same map");
+        assert!(
+            old.1.len() == 1 && new.1.len() == 1 && old.1 != new.1,
+            "pinned: {old:?}, then {new:?}"
+        );
+        at_least(traffic, part);
+        node.kill_agent().unwrap();
+        node.start_agent(&[]).unwrap();
+        assert_eq!(version(node).1, old.1);
+        at_least(traffic, part);
+    });
+    traffic.pause().unwrap();
+    let total = traffic.total();
+    assert_eq!(
+        (total.failed(), total.wrong),
+        (0, 0),
+        "{:?} {:?}",
+        total.failures,
+        total.told
+    );
+    let west = total.from_cluster("west") - before.from_cluster("west");
+    assert!(west > part / 4, "{west} requests went west");
+    expect_all_translated(lab);
 }
 
 #[test]

@@ -29,9 +29,11 @@ const EVERY_ICMP: [(&str, &str); 2] = [
     ("net/ipv4/icmp_ratelimit", "0"),
     ("net/ipv6/icmp/ratelimit", "0"),
 ];
-/// A client opens tens of thousands of connections a second to one address.
-const MANY_PORTS: [(&str, &str); 3] = [
+/// A client opens tens of thousands of connections a second to one address. The ports of our own servers are left out:
+/// a connection to this host that is given the very port that it goes to meets itself, and keeps the server from it.
+const MANY_PORTS: [(&str, &str); 4] = [
     ("net/ipv4/ip_local_port_range", "1024 65535"),
+    ("net/ipv4/ip_local_reserved_ports", "4260,9970,9971"),
     ("net/core/somaxconn", "16384"),
     ("net/ipv4/tcp_max_syn_backlog", "16384"),
 ];

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 use std::io::Read;
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -109,6 +110,21 @@ fn an_untranslated_connect_is_told_by_the_node() {
         })
         .unwrap();
         assert!(node.untranslated().unwrap() > before);
+    }
+}
+
+/// Who asks again and again whether a server on this host is there must not become the server, by a connection from the
+/// server's own port to itself.
+#[test]
+fn a_connection_is_never_given_the_port_of_a_server_of_ours() {
+    const TRIES: u32 = 70_000; // More than there are ports.
+    let lab = world("ports", TWO_CLUSTERS);
+    let node = lab.node("east-1").unwrap();
+    for port in [4260, 9970] {
+        let answered = node
+            .netns()
+            .run(|| (0..TRIES).find(|_| TcpStream::connect(("127.0.0.1", port)).is_ok()));
+        assert_eq!(answered.unwrap(), None, "port {port} met itself");
     }
 }
 

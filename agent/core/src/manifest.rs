@@ -36,6 +36,9 @@ use world::World;
 pub struct ManifestOptions {
     /// `--service-cidr`: ranges for addresses of Services that give none. The first one of a family counts, and the
     /// first of all gives its family to a Service that asks for none.
+    ///
+    /// Empty where nobody connects to these Services, as in a mesh server: none has an address but those that it gives,
+    /// and one that asks for no family has endpoints of both.
     pub service_cidrs: Vec<ipnet::IpNet>,
 }
 

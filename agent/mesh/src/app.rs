@@ -167,11 +167,9 @@ async fn publish(
 ) {
     let mut hold = Some(readiness.hold(format!("the first list of {source} is not complete")));
     let SourceSpec::Dir(directory) = source;
-    // Addresses are derived and told to nobody: ranges so wide that Services hardly collide in them.
-    let service_cidrs = ["10.0.0.0/8", "fd00::/64"]
-        .iter()
-        .filter_map(|range| range.parse().ok())
-        .collect();
+    // Peers are told no ClusterIP, and endpoints of every family that a Service may have: which it has where its range
+    // is known, only the agents know.
+    let service_cidrs = Vec::new();
     let mut updates = files::watch(directory, ManifestOptions { service_cidrs }, shutdown);
     let mut told = Vec::new();
     while let Some(update) = updates.recv().await {

@@ -158,6 +158,34 @@ fn tiers_follow_affinity_and_readiness() {
     expect_all_translated(&lab);
 }
 
+/// A Service that asks for no family has that of its own cluster's first range, whatever its peers' are.
+#[test]
+fn a_cluster_lends_the_families_that_its_peers_ask_for() {
+    let lab = super::common::world("families", TWO_SMALL);
+    let mut plain = service(&[(GLOBAL, "true")]);
+    plain["spec"]
+        .as_object_mut()
+        .unwrap()
+        .remove("ipFamilyPolicy");
+    for cluster in lab.clusters() {
+        let manifests = cluster.manifests();
+        manifests
+            .write_objects("backend.yaml", std::slice::from_ref(&plain))
+            .unwrap();
+    }
+    lab.start_with(&["--service-cidr=fd00:10:96::/108,10.96.0.0/12"], &[])
+        .unwrap();
+    for node in lab.nodes() {
+        let (_, frontend) = node
+            .wait_frontend(SERVICE, 8080, "has both backends", |f| f.serving() == 2)
+            .unwrap();
+        assert!(
+            frontend.address.is_some_and(|a| a.is_ipv6()),
+            "{frontend:?}"
+        );
+    }
+}
+
 /// The peer's mesh server is dead, its pods are not: they serve only when nothing else does.
 #[test]
 fn a_stale_peers_backends_are_the_last_resort() {

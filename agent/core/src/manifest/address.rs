@@ -16,6 +16,8 @@ pub(super) struct Families {
 }
 
 impl Families {
+    pub(super) const BOTH: Self = Self { v4: true, v6: true };
+
     pub(super) fn has(self, address: Address) -> bool {
         if address.is_v4() { self.v4 } else { self.v6 }
     }
@@ -27,7 +29,8 @@ impl Families {
     }
 }
 
-/// `--service-cidr`: one range of a family, the first one gives a Service its family.
+/// `--service-cidr`: one range of a family, the first one gives a Service its family. Without any range Services have
+/// no addresses but those that they give, and the families of their endpoints are whichever those are.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cidrs {
     v4: Option<IpNet>,
@@ -51,8 +54,15 @@ impl Cidrs {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.v4.is_none() && self.v6.is_none()
+    }
+
     /// The family of a Service that asks for none.
     pub(super) fn first(&self) -> Families {
+        if self.is_empty() {
+            return Families::BOTH;
+        }
         Families {
             v4: !self.first_is_v6,
             v6: self.first_is_v6,
@@ -60,6 +70,9 @@ impl Cidrs {
     }
 
     pub(super) fn all(&self) -> Families {
+        if self.is_empty() {
+            return Families::BOTH;
+        }
         Families {
             v4: self.v4.is_some(),
             v6: self.v6.is_some(),

@@ -80,7 +80,8 @@ impl Service {
         let mut derived = Vec::new();
         for v4 in [true, false] {
             let wanted = if v4 { families.v4 } else { families.v6 };
-            if headless || !wanted || given.iter().any(|address| address.is_v4() == v4) {
+            let derives = !headless && !context.cidrs.is_empty();
+            if !derives || !wanted || given.iter().any(|address| address.is_v4() == v4) {
                 continue;
             }
             match context.cidrs.derive(&meta.name, v4) {
@@ -258,9 +259,7 @@ fn families(
     };
     match policy.text()? {
         "SingleStack" => {}
-        "PreferDualStack" | "RequireDualStack" if headless => {
-            families = Families { v4: true, v6: true }
-        }
+        "PreferDualStack" | "RequireDualStack" if headless => families = Families::BOTH,
         "PreferDualStack" => {
             let all = context.cidrs.all();
             families = Families {
@@ -268,7 +267,7 @@ fn families(
                 v6: families.v6 || all.v6,
             };
         }
-        "RequireDualStack" => families = Families { v4: true, v6: true },
+        "RequireDualStack" => families = Families::BOTH,
         other => {
             return Err(policy.fault(format!(
                 "{} is not SingleStack, PreferDualStack or RequireDualStack",

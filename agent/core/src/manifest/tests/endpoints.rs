@@ -135,21 +135,41 @@ fn families_of_pods_are_those_of_the_service() {
         &format!("podIPs: [{{ip: 10.0.0.1}}, {{ip: 'fd00::1'}}], {READY}"),
         "",
     );
-    for (spec, wanted) in [
-        ("", 1),
-        ("ipFamilies: [IPv6]", 1),
-        ("ipFamilyPolicy: PreferDualStack", 2),
-        ("clusterIP: None, ipFamilyPolicy: RequireDualStack", 2),
-    ] {
-        let mut source = Source::new();
-        source.write("p.yaml", &dual);
-        source.write(
-            "s.yaml",
-            &service(&format!(
-                "ports: [{{port: 80}}], selector: {{app: a}}, {spec}"
-            )),
-        );
-        assert_eq!(source.endpoints("n/s").len(), wanted, "{spec}");
+    let (v4, v6) = (Some("10.0.0.1"), Some("fd00::1"));
+    // With ranges, IPv4 first, and without any: then a Service that asks for no family may have either.
+    let rows = [
+        ("", [v4, None], [v4, v6]),
+        ("ipFamilies: [IPv4]", [v4, None], [v4, None]),
+        ("ipFamilies: [IPv6]", [v6, None], [v6, None]),
+        ("ipFamilyPolicy: SingleStack", [v4, None], [v4, v6]),
+        ("ipFamilyPolicy: PreferDualStack", [v4, v6], [v4, v6]),
+        ("clusterIP: 10.96.0.9", [v4, None], [v4, None]),
+        (
+            "clusterIP: 10.96.0.9, ipFamilyPolicy: PreferDualStack",
+            [v4, v6],
+            [v4, v6],
+        ),
+        (
+            "clusterIP: None, ipFamilyPolicy: RequireDualStack",
+            [v4, v6],
+            [v4, v6],
+        ),
+    ];
+    for (spec, with, without) in rows {
+        for (mut source, wanted) in [(Source::new(), with), (Source::with_cidrs(&[]), without)] {
+            source.write("p.yaml", &dual);
+            source.write(
+                "s.yaml",
+                &service(&format!(
+                    "ports: [{{port: 80}}], selector: {{app: a}}, {spec}"
+                )),
+            );
+            let endpoints = source.endpoints("n/s");
+            let addresses = endpoints.iter().map(|e| e.split(' ').next().unwrap());
+            let wanted: Vec<_> = wanted.into_iter().flatten().collect();
+            assert_eq!(addresses.collect::<Vec<_>>(), wanted, "{spec}");
+            assert_eq!(source.problems(), [""; 0], "{spec}");
+        }
     }
 }
 

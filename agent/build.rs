@@ -7,7 +7,8 @@ fn main() {
     println!("cargo::rerun-if-env-changed=ISTHMUS_DATAPATH_OBJECT");
     let object = env::var_os("ISTHMUS_DATAPATH_OBJECT").map_or_else(
         || {
-            PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            // Asked for now, not when this program was built: a target directory can be moved with its tree.
+            PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"))
                 .join("../target/ebpf/bpfel-unknown-none/ebpf/isthmus-datapath")
         },
         PathBuf::from,

@@ -32,7 +32,7 @@ pub enum CgroupError {
     )]
     NoMount(io::Error),
     #[error(
-        "cannot enter pid 1's cgroup namespace: {0}; run in the host's pid namespace, or give --cgroup"
+        "cannot enter pid 1's cgroup namespace: {0}; run in the host's cgroup namespace, or with CAP_SYS_PTRACE in the host's pid namespace, or give --cgroup"
     )]
     Namespace(io::Error),
     #[error("cannot make a probe cgroup below {path}: {cause}")]
@@ -53,10 +53,8 @@ impl Cgroup {
         if let Some(path) = given {
             return Self::open(path.to_owned());
         }
-        let ours = fs::read_link("/proc/self/ns/cgroup");
-        let first = fs::read_link("/proc/1/ns/cgroup").map_err(CgroupError::Namespace)?;
         match cgroup2_mount() {
-            Some(path) if ours.is_ok_and(|ours| ours == first) => Self::open(path),
+            Some(path) if our_root_holds_pid1()? => Self::open(path),
             _ => Self::mount_privately(),
         }
     }
@@ -162,6 +160,28 @@ pub fn probe_connect(cgroup: &Path, address: SocketAddr) -> io::Result<i32> {
     Ok(if refused { PROBE_REFUSED } else { 0 })
 }
 
+/// Whether the root that this process sees is that of pid 1's cgroup namespace, or above it.
+///
+/// Where pid 1 is says it without any privilege. Its namespace's number, asked for on kernels that do not say (cgroup2
+/// was never mounted), is shown to those only who may trace pid 1.
+fn our_root_holds_pid1() -> Result<bool, CgroupError> {
+    let place = fs::read_to_string("/proc/1/cgroup").map_err(CgroupError::Namespace)?;
+    if let Some(within) = parse_is_below_our_root(&place) {
+        return Ok(within);
+    }
+    let namespace = |pid| fs::read_link(format!("/proc/{pid}/ns/cgroup"));
+    let first = namespace("1").map_err(CgroupError::Namespace)?;
+    Ok(namespace("self").is_ok_and(|ours| ours == first))
+}
+
+/// `0::PATH` (cgroups(7)) begins with `/..` for a process that is outside the reader's root. None if there is no cgroup2.
+fn parse_is_below_our_root(proc_cgroup: &str) -> Option<bool> {
+    let path = proc_cgroup
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))?;
+    Some(path != "/.." && !path.starts_with("/../"))
+}
+
 /// The first cgroup2 mount that shows its root.
 fn cgroup2_mount() -> Option<PathBuf> {
     parse_cgroup2_mount(&fs::read_to_string("/proc/self/mountinfo").ok()?)
@@ -180,6 +200,25 @@ fn parse_cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_private_namespace_shows_pid_1_outside() {
+        let rows = [
+            ("0::/init.scope\n", Some(true)),
+            ("0::/\n", Some(true)),
+            ("0::/..strange\n", Some(true)),
+            ("0::/../../../init.scope\n", Some(false)),
+            ("0::/..\n", Some(false)),
+            (
+                "12:cpu:/..\n1:name=systemd:/init.scope\n0::/init.scope\n",
+                Some(true),
+            ),
+            ("1:name=systemd:/init.scope\n", None),
+        ];
+        for (text, wanted) in rows {
+            assert_eq!(parse_is_below_our_root(text), wanted, "{text:?}");
+        }
+    }
 
     #[test]
     fn cgroup2_is_found_among_other_mounts() {

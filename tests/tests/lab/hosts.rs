@@ -1,7 +1,8 @@
 //! The README's "Two plain hosts", command by command, with the units and the configuration of `deploy`.
 //!
 //! A host here is a lab's node with `/etc`, `/run` and `/var/lib` of its own, by a mount namespace for each command. The
-//! units' programs are started as their `ExecStart` says; there is no systemd, and copying needs no ssh.
+//! units' programs are started as their `ExecStart` says, with no capability but those that the unit leaves them; there
+//! is no systemd, and copying needs no ssh.
 
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
@@ -120,14 +121,20 @@ impl<'a> Host<'a> {
     fn enable(&mut self, unit: &str) {
         let file = project().join(format!("deploy/systemd/{unit}.service"));
         let text = fs::read_to_string(file).unwrap();
-        let start = text
-            .lines()
-            .find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/"));
-        let child = self
-            .shell(&format!("exec {}", start.unwrap()))
-            .spawn()
-            .unwrap();
-        self.running.push(child);
+        let of = |key: &str| {
+            let mut lines = text.lines();
+            let value = lines.find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            value.unwrap_or_else(|| panic!("{unit} has no {key}"))
+        };
+        let start = of("ExecStart").strip_prefix("/usr/local/bin/").unwrap();
+        let bounds = of("CapabilityBoundingSet").to_lowercase();
+        let bounds: String = bounds
+            .split(' ')
+            .map(|cap| cap.replace("cap_", ",+"))
+            .collect();
+        assert_eq!(of("NoNewPrivileges"), "yes");
+        let line = format!("exec setpriv --no-new-privs --bounding-set=-all{bounds} {start}");
+        self.running.push(self.shell(&line).spawn().unwrap());
     }
 
     fn run(&mut self, line: &str, other: &Path) {

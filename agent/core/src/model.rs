@@ -9,6 +9,6 @@ mod row;
 pub use address::{Address, Protocol};
 pub use cluster::{ClusterId, ClusterName, InvalidClusterId, InvalidClusterName};
 pub use row::{
-    Affinity, Batch, Condition, EndpointKey, EndpointPort, EndpointRow, ObjectName, PortRow,
-    Problem, ProblemKind, RowChange, ServiceRow, ServiceRules,
+    Affinity, Batch, Condition, EndpointKey, EndpointPort, EndpointRow, ObjectName, PORTS_MAX,
+    PortRow, Problem, ProblemKind, RowChange, ServiceRow, ServiceRules,
 };

@@ -11,7 +11,7 @@ use isthmus_core::mesh::{
 };
 use isthmus_core::model::{
     Address, Affinity, ClusterId, Condition, EndpointKey, EndpointPort, EndpointRow, ObjectName,
-    PortRow, Protocol, RowChange, ServiceRow, ServiceRules,
+    PORTS_MAX, PortRow, Protocol, RowChange, ServiceRow, ServiceRules,
 };
 use isthmus_proto::mesh::v1 as proto;
 
@@ -24,8 +24,6 @@ type Result<T> = std::result::Result<T, Malformed>;
 
 /// Longest name, reason or zone that is taken from a peer: Kubernetes' own limits, with room.
 const TEXT_MAX: usize = 1024;
-/// Most ports of one service or endpoint.
-const PORTS_MAX: usize = 1024;
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -143,6 +143,18 @@ impl<'a> At<'a> {
         }
     }
 
+    /// Text of at most so many bytes: an API server's limit for the field.
+    pub(super) fn text_within<'b>(&'b self, most: usize) -> Result<&'b str, Fault>
+    where
+        'a: 'b,
+    {
+        let text = self.text()?;
+        if text.len() > most {
+            return Err(self.fault(self.expected(&format!("{most} bytes or fewer"))));
+        }
+        Ok(text)
+    }
+
     pub(super) fn boolean(&self) -> Result<bool, Fault> {
         match self.node.value {
             Value::Bool(value) => Ok(value),

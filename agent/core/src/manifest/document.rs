@@ -113,14 +113,21 @@ fn is_quiet(line: &str) -> bool {
     line.is_empty() || line.starts_with('#')
 }
 
-/// Reads one document.
+/// Bytes that a small document's aliases may say again.
+const ALIASED: usize = 64 << 10;
+
+/// Reads one document. What it takes is bounded by the length of the text, whatever aliases it has.
 pub(super) fn parse(text: &str) -> Result<Node<'_>, SyntaxFault> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
-            // A `List` of everything in a cluster is one document. What a few bytes can grow to by aliases stays bounded.
+            // A `List` of everything in a cluster is one document.
             max_events: 64_000_000,
             max_nodes: 32_000_000,
-            max_total_scalar_bytes: 1 << 30,
+            max_total_scalar_bytes: ALIASED + 4 * text.len(),
+        },
+        // A few hundred bytes can name millions of nodes: aliases may say the text once more, and a little beside it.
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: ALIASED / 16 + text.len(),
         },
         // `yes` and `on` are words to an API server that reads JSON.
         strict_booleans: true,
@@ -141,6 +148,9 @@ pub(super) fn parse(text: &str) -> Result<Node<'_>, SyntaxFault> {
 
 /// The message without its own mention of the place, which we print in front.
 fn plain(message: &str) -> String {
+    if message.contains("total_replayed_events") {
+        return "its aliases say more than its text; write out what they stand for".to_owned();
+    }
     let message = message.lines().next().unwrap_or_default();
     let end = message.find(" at line ").unwrap_or(message.len());
     message[..end].trim_end_matches([':', '.', ' ']).to_owned()
@@ -276,6 +286,28 @@ mod tests {
             let got: Vec<_> = documents(text).map(|d| (d.text, d.lines_before)).collect();
             assert_eq!(got, wanted, "{text:?}");
         }
+    }
+
+    #[test]
+    fn aliases_may_repeat_and_may_not_explode() {
+        let ports = "a: &ports [{port: 80, protocol: TCP}, {port: 53, protocol: UDP}]\n";
+        let services: String = (0..50).map(|n| format!("s{n}: *ports\n")).collect();
+        parse(&format!("{ports}{services}")).unwrap();
+
+        let mut bomb = "a: &a [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for (one, next) in "abcdefgh".chars().zip("bcdefghi".chars()) {
+            let of = vec![format!("*{one}"); 10].join(", ");
+            bomb.push_str(&format!("{next}: &{next} [{of}]\n"));
+        }
+        let fault = parse(&bomb).unwrap_err();
+        assert!(fault.message.starts_with("its aliases"), "{fault:?}");
+        let text = format!(
+            "a: &a {}\nb: [{}]\n",
+            "x".repeat(60_000),
+            "*a, ".repeat(20_000)
+        );
+        let fault = parse(&text).unwrap_err();
+        assert!(fault.message.contains("scalar"), "{fault:?}");
     }
 
     #[test]

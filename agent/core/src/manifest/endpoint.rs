@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use crate::model::EndpointRow;
+use crate::model::{EndpointRow, PORTS_MAX};
 
 /// One address behind a Service.
 #[derive(Debug, Default)]
@@ -36,6 +36,10 @@ impl Endpoint {
             .collect();
         merged.ports.sort_unstable();
         merged.ports.dedup();
+        // Several slices of many ports each: the first ones are kept, so that the row can be told.
+        merged.ports.truncate(PORTS_MAX);
+    // Several slices of many ports each: the first ones are kept, so that the row can be told.
+    merged.ports.truncate(PORTS_MAX);
         Some(Arc::new(merged))
     }
 }

@@ -413,11 +413,16 @@ impl Meta {
     }
 }
 
+/// Bytes of a label's value, and of a port's name.
+pub(super) const LABEL_MAX: usize = 63;
+/// Bytes of a name, of an object or a node.
+pub(super) const NAME_MAX: usize = 253;
+
 /// Labels, or a selector.
 pub(super) fn labels(at: &At<'_>, texts: &mut Interner) -> Result<Labels, Fault> {
     let mut labels = at
         .entries()?
-        .map(|(key, value)| Ok((texts.get(key), texts.get(value.text()?))))
+        .map(|(key, value)| Ok((texts.get(key), texts.get(value.text_within(LABEL_MAX)?))))
         .collect::<Result<Labels, Fault>>()?;
     labels.sort_unstable();
     Ok(labels)
@@ -427,7 +432,7 @@ pub(super) fn labels(at: &At<'_>, texts: &mut Interner) -> Result<Labels, Fault>
 fn is_name(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = text.as_bytes();
-    bytes.len() <= 253
+    bytes.len() <= NAME_MAX
         && bytes.first().is_some_and(|&byte| inner(byte))
         && bytes.last().is_some_and(|&byte| inner(byte))
         && bytes

@@ -7,7 +7,7 @@ use crate::model::{Address, Condition, EndpointPort, EndpointRow, Protocol};
 
 use super::decode::{At, Fault, quoted};
 use super::intern::Interner;
-use super::object::{Context, Labels, Meta};
+use super::object::{Context, Labels, Meta, NAME_MAX};
 use super::service::{Service, Target, protocol};
 
 #[derive(Clone, PartialEq, Debug)]
@@ -46,7 +46,7 @@ impl Pod {
         };
         if let Some(spec) = at.get("spec")? {
             if let Some(node) = spec.get("nodeName")? {
-                pod.node = context.texts.get(node.text()?);
+                pod.node = context.texts.get(node.text_within(NAME_MAX)?);
             }
             for list in ["containers", "initContainers"] {
                 let Some(containers) = spec.get(list)? else {

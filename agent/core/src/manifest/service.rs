@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{Address, ObjectName, PortRow, Protocol};
+use crate::model::{Address, ObjectName, PORTS_MAX, PortRow, Protocol};
 
 use super::address::Families;
 use super::annotation::{self, Mesh};
 use super::decode::{At, Fault, quoted};
-use super::object::{Context, Labels, Meta, labels};
+use super::object::{Context, LABEL_MAX, Labels, Meta, labels};
 
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Service {
@@ -293,7 +293,7 @@ fn ports(
                 .unwrap_or_else(|| spec.fault("")))
         };
     };
-    let items = list.list()?;
+    let items = few(&list)?;
     let several = items.len() > 1;
     let mut ports: Vec<ServicePort> = Vec::with_capacity(items.len());
     for at in items {
@@ -306,7 +306,7 @@ fn ports(
             );
         }
         let name = match at.get("name")? {
-            Some(name) => context.texts.get(name.text()?),
+            Some(name) => context.texts.get(name.text_within(LABEL_MAX)?),
             None => context.texts.get(""),
         };
         if several && name.is_empty() {
@@ -338,6 +338,18 @@ fn ports(
         });
     }
     Ok(ports)
+}
+
+/// A list of ports, no longer than a row's may be.
+pub(super) fn few<'b>(list: &'b At<'b>) -> Result<impl ExactSizeIterator<Item = At<'b>>, Fault> {
+    let items = list.list()?;
+    if items.len() > PORTS_MAX {
+        return Err(list.fault(format!(
+            "has {} ports, and {PORTS_MAX} are the most",
+            items.len()
+        )));
+    }
+    Ok(items)
 }
 
 /// The protocol of a port, of a Service, a container or an EndpointSlice.

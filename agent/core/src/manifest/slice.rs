@@ -5,9 +5,9 @@ use std::sync::Arc;
 use crate::model::{Condition, EndpointPort, EndpointRow, ObjectName};
 
 use super::decode::{At, Fault, quoted};
-use super::object::{Context, Meta};
+use super::object::{Context, LABEL_MAX, Meta, NAME_MAX};
 use super::pod::pod_ip;
-use super::service::protocol;
+use super::service::{few, protocol};
 
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Slice {
@@ -88,9 +88,9 @@ fn ports(slice: &At<'_>, context: &mut Context<'_>) -> Result<Vec<EndpointPort>,
         return Ok(Vec::new());
     };
     let mut ports = Vec::new();
-    for at in list.list()? {
+    for at in few(&list)? {
         let name = match at.get("name")? {
-            Some(name) => context.texts.get(name.text()?),
+            Some(name) => context.texts.get(name.text_within(LABEL_MAX)?),
             None => context.texts.get(""),
         };
         let protocol = protocol(&at)?;
@@ -124,7 +124,7 @@ fn add(
     let (condition, reason) = condition(at)?;
     let mut text = |key| -> Result<Arc<str>, Fault> {
         Ok(match at.get(key)? {
-            Some(at) => context.texts.get(at.text()?),
+            Some(at) => context.texts.get(at.text_within(NAME_MAX)?),
             None => context.texts.get(""),
         })
     };

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::model::{
-    Address, EndpointKey, EndpointRow, ObjectName, RowChange, ServiceRow, ServiceRules,
+    Address, EndpointKey, EndpointRow, ObjectName, PORTS_MAX, RowChange, ServiceRow, ServiceRules,
 };
 
 use super::address::{Addresses, Claim};
@@ -478,5 +478,6 @@ fn row(service: &Service, addresses: &Addresses, namespaces: &Namespaces) -> Ser
         global: mesh.global,
         shared: mesh.shared,
         affinity: mesh.affinity,
+        rules: ServiceRules::default(),
     }
 }

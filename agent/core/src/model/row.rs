@@ -128,6 +128,9 @@ pub struct EndpointRow {
     pub zone: Arc<str>,
 }
 
+/// Most ports of one row. A row with more could not be told to a peer.
+pub const PORTS_MAX: usize = 1024;
+
 /// Names an endpoint within its owner.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct EndpointKey {

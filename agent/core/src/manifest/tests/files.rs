@@ -266,3 +266,92 @@ fn manifests_from_the_field_are_read_unchanged() {
     assert!(backend.global && backend.shared && backend.addresses.len() == 1);
     assert!(!source.service("default/backend").global);
 }
+
+/// A row that cannot be told to a peer would end every stream that it is told on.
+#[test]
+fn what_is_longer_than_an_api_server_takes_is_broken() {
+    let long = |bytes| "x".repeat(bytes);
+    let ports: Vec<String> = (1..=1025)
+        .map(|port| format!("{{name: p{port}, port: {port}}}"))
+        .collect();
+    let ports = ports.join(", ");
+    let endpoint = |field: &str| {
+        let rest = format!(
+            "addressType: IPv4\nports: [{{port: 80}}]\nendpoints: [{{addresses: [10.0.0.1], {field}}}]"
+        );
+        slice("e", &rest)
+    };
+    let labelled =
+        |value: &str| pod("p", "10.0.0.1").replace("{app: a}", &format!("{{app: {value}}}"));
+    type Text<'a> = Box<dyn Fn(usize) -> String + 'a>;
+    let rows: [(Text<'_>, usize, &str); 6] = [
+        (
+            Box::new(|bytes| service(&format!("ports: [{{port: 80, name: {}}}]", long(bytes)))),
+            63,
+            "spec.ports[0].name",
+        ),
+        (
+            Box::new(|bytes| {
+                slice(
+                    "e",
+                    &format!(
+                        "addressType: IPv4\nports: [{{port: 80, name: {}}}]",
+                        long(bytes)
+                    ),
+                )
+            }),
+            63,
+            "ports[0].name",
+        ),
+        (
+            Box::new(|bytes| endpoint(&format!("nodeName: {}", long(bytes)))),
+            253,
+            "endpoints[0].nodeName",
+        ),
+        (
+            Box::new(|bytes| endpoint(&format!("zone: {}", long(bytes)))),
+            253,
+            "endpoints[0].zone",
+        ),
+        (
+            Box::new(|bytes| labelled(&long(bytes))),
+            63,
+            "metadata.labels.app",
+        ),
+        (
+            Box::new(|bytes| {
+                pod("p", "10.0.0.1").replace("nodeName: n1", &format!("nodeName: {}", long(bytes)))
+            }),
+            253,
+            "spec.nodeName",
+        ),
+    ];
+    for (text, most, field) in rows {
+        let mut source = Source::new();
+        source.write("a.yaml", &text(most));
+        assert_eq!(source.problems(), Vec::<String>::new(), "{field}");
+        source.write("a.yaml", &text(most + 1));
+        let problem = &source.problems()[0];
+        let wanted = format!("{field}: ");
+        assert!(
+            problem.starts_with("Broken") && problem.contains(&wanted),
+            "{problem}"
+        );
+        assert!(
+            problem.contains(&format!("is not {most} bytes or fewer")),
+            "{problem}"
+        );
+    }
+    for text in [
+        service(&format!("ports: [{ports}]")),
+        slice("e", &format!("addressType: IPv4\nports: [{ports}]")),
+    ] {
+        let mut source = Source::new();
+        source.write("a.yaml", &text);
+        let problem = &source.problems()[0];
+        assert!(
+            problem.contains("ports: has 1025 ports, and 1024 are the most"),
+            "{problem}"
+        );
+    }
+}

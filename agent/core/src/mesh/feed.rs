@@ -324,6 +324,11 @@ impl Feed {
         now: Instant,
         events: &mut Vec<FeedEvent>,
     ) -> Result<(), Fault> {
+        // Before anything is dropped: what a failed message did would never be told.
+        let known = self.peers.get(&cluster.name);
+        if resumed && known.is_none_or(|peer| !peer.holds(cluster.id)) {
+            return Err(broke("resumes what is not held"));
+        }
         for other in self
             .peers
             .values_mut()

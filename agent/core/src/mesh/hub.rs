@@ -187,7 +187,7 @@ impl Hub {
             _ => None,
         };
         let link = self.links.get_mut(name).ok_or(Fault::Unlinked)?;
-        let long_silent = link.silence.witnessed(&self.clock, now) * 2 > self.heartbeat * 3;
+        let long_silent = link.silence.witnessed(&self.clock, now) > self.heartbeat * 3 / 2;
         self.instances += 1;
         let effect = link.receive(said, &self.own, taken, self.instances, now)?;
         link.silence.word(&self.clock, now);

@@ -84,7 +84,8 @@ impl Silence {
     }
 
     pub(super) fn witnessed(&self, clock: &Wakefulness, now: Instant) -> Duration {
-        self.before + clock.at(now).saturating_sub(self.since)
+        self.before
+            .saturating_add(clock.at(now).saturating_sub(self.since))
     }
 
     pub(super) fn last_word(&self) -> Option<Age> {
@@ -125,7 +126,13 @@ impl SavedSilence {
     ) -> Self {
         Self {
             witnessed,
-            last_word: last_word.and_then(|age| wall.checked_sub(age.at(now))),
+            last_word: last_word.map(|age| {
+                let then = wall.checked_sub(age.at(now));
+                // A state file holds no time before this one. A board without a battery wakes up in it.
+                then.map_or(SystemTime::UNIX_EPOCH, |then| {
+                    then.max(SystemTime::UNIX_EPOCH)
+                })
+            }),
         }
     }
 
@@ -175,6 +182,10 @@ mod tests {
             silence.last_word().map(|age| age.at(again)),
             Some(100 * SECOND)
         );
+        // A clock that begins at its epoch, and a word of long before: as old as can be said.
+        let old = Some(Age::of(Duration::MAX, again));
+        let saved_then = SavedSilence::new(Duration::ZERO, old, again, SystemTime::UNIX_EPOCH);
+        assert_eq!(saved_then.last_word, Some(SystemTime::UNIX_EPOCH));
         // The wall clock was set back: "just now".
         let silence = Silence::load(&saved, &clock, again, SystemTime::UNIX_EPOCH);
         assert_eq!(

@@ -226,7 +226,7 @@ impl Watcher {
         if self.role == Role::Agent {
             let stretch = now.saturating_duration_since(view.made).min(VIEW_FRESH);
             for (id, silence, last_word) in view.silences.iter() {
-                let witnessed = *silence + stretch;
+                let witnessed = silence.saturating_add(stretch);
                 silences.push(PeerSilence {
                     id: *id,
                     witnessed,

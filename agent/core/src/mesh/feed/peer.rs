@@ -69,6 +69,11 @@ impl Peer {
         })
     }
 
+    /// A whole list is held, of the cluster with this id.
+    pub(super) fn holds(&self, id: ClusterId) -> bool {
+        self.id == Some(id) && self.rows.position().is_some()
+    }
+
     /// A new stream: what is held complete.
     pub(super) fn open(&mut self) -> Option<Held> {
         self.listing = Listing::Silent;

@@ -75,10 +75,9 @@ pub(crate) fn one(tree: &Tree, package: &str, binary: &str) -> Result<()> {
 
 /// The programs that people run, with their packages.
 fn binaries(workspace: &Workspace) -> Vec<(&str, &str)> {
-    let members = workspace
-        .members
-        .iter()
-        .filter(|(name, _)| !["xtask", "isthmus-datapath"].contains(&name.as_str()));
+    let members = workspace.members.iter().filter(|(name, _)| {
+        !["xtask", "isthmus-datapath", "isthmus-fuzz"].contains(&name.as_str())
+    });
     members
         .flat_map(|(name, package)| {
             let binaries = package.targets.iter().filter(|target| target.kind == "bin");

@@ -13,6 +13,7 @@ mod tree;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result};
 use lexopt::{Arg, Parser, ValueExt as _};
@@ -30,15 +31,19 @@ cargo xtask COMMAND: build, see, test and measure Isthmus
   demo [--keep] [--json]         two clusters in network namespaces, and a story told on them
   lab up FILE | down | exec | status
                                  keep a lab of your own running
-  test [--suite NAME]...         unit, rows, lab, kernel; all of them without --suite
+  test [--suite NAME]...         unit, fuzz, rows, lab, kernel; all of them without --suite
+       [--fuzz-seconds N]        how long the fuzz suite searches, 75 unless said
   check                          format, lints, layers, licences, generated code, docs
   bench [NAME]... [--json]       the numbers of the README, measured here
   build [--release]              the eBPF programs, then the binaries
   codegen                        write the generated protocol code anew
-  setup [PART]... [--dry-run]    find or bring what is needed: build, lab, kernels, check; all of them without a part
+  setup [PART]... [--dry-run]    find or bring what is needed: build, lab, fuzz, kernels, check; all of them without a part
 
 Every command sets up what it needs. It compiles as you, and asks for root for packages and for the lab only.
 ";
+
+/// How long the fuzz suite searches, unless said otherwise.
+const FUZZ: Duration = Duration::from_secs(75);
 
 /// What was asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,6 +59,7 @@ enum Asked {
     Check,
     Test {
         suites: Vec<Suite>,
+        search: Duration,
     },
     Codegen,
     /// A command that another program answers.
@@ -142,14 +148,17 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Asked> {
             Ok(Asked::Build { release })
         }
         "test" => {
-            let mut suites = Vec::new();
+            let (mut suites, mut search) = (Vec::new(), FUZZ);
             while let Some(argument) = parser.next()? {
                 match argument {
                     Arg::Long("suite") => suites.push(Suite::named(&parser.value()?.string()?)?),
+                    Arg::Long("fuzz-seconds") => {
+                        search = Duration::from_secs(parser.value()?.parse()?);
+                    }
                     other => return Err(other.unexpected().into()),
                 }
             }
-            Ok(Asked::Test { suites })
+            Ok(Asked::Test { suites, search })
         }
         "check" | "codegen" => match parser.next()? {
             None if command == "check" => Ok(Asked::Check),
@@ -182,7 +191,7 @@ fn run(asked: Asked) -> Result<()> {
             build::object(&tree, &pair)?;
             check::check(&tree, &pins)
         }
-        Asked::Test { suites } => suite::test(&tree, &pins, &suites),
+        Asked::Test { suites, search } => suite::test(&tree, &pins, &suites, search),
         Asked::Codegen => check::generated(&tree, false),
         Asked::Program { program, arguments } => {
             lab::become_program(&tree, &pins, program, &arguments)
@@ -223,9 +232,23 @@ mod tests {
                 "test --suite unit --suite=rows",
                 Asked::Test {
                     suites: vec![Suite::Unit, Suite::Rows],
+                    search: FUZZ,
                 },
             ),
-            ("test", Asked::Test { suites: vec![] }),
+            (
+                "test --suite fuzz --fuzz-seconds 600",
+                Asked::Test {
+                    suites: vec![Suite::Fuzz],
+                    search: Duration::from_secs(600),
+                },
+            ),
+            (
+                "test",
+                Asked::Test {
+                    suites: vec![],
+                    search: FUZZ,
+                },
+            ),
             (
                 "demo --keep --json",
                 Asked::Program {

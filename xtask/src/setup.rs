@@ -25,6 +25,8 @@ pub(crate) enum Part {
     Build,
     /// The programs that the lab and its tests call.
     Lab,
+    /// What builds the search of the fuzz suite.
+    Fuzz,
     /// The emulator and the kernels that it boots.
     Kernels,
     /// cargo-deny.
@@ -32,9 +34,10 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    pub(crate) const ALL: [(&'static str, Self); 4] = [
+    pub(crate) const ALL: [(&'static str, Self); 5] = [
         ("build", Self::Build),
         ("lab", Self::Lab),
+        ("fuzz", Self::Fuzz),
         ("kernels", Self::Kernels),
         ("check", Self::Check),
     ];
@@ -42,7 +45,7 @@ impl Part {
     pub(crate) fn named(name: &str) -> Result<Self> {
         match Self::ALL.into_iter().find(|(known, _)| *known == name) {
             Some((_, part)) => Ok(part),
-            None => bail!("there is no part {name:?}: build, lab, kernels and check are"),
+            None => bail!("there is no part {name:?}: build, lab, fuzz, kernels and check are"),
         }
     }
 }

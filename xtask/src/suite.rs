@@ -1,6 +1,7 @@
 //! `cargo xtask test`: the suites, what each needs, and their closing lines together at the end.
 
 mod boot;
+mod fuzz;
 mod initramfs;
 mod kernel;
 mod tally;
@@ -25,6 +26,8 @@ use tally::Tally;
 pub(crate) enum Suite {
     /// Everything that needs no privilege.
     Unit,
+    /// Decoders and state machines under kept inputs, then a search for others.
+    Fuzz,
     /// Socket rows: one real socket call each, through the real programs.
     Rows,
     /// Scenarios on clusters of network namespaces.
@@ -34,8 +37,9 @@ pub(crate) enum Suite {
 }
 
 impl Suite {
-    pub(crate) const ALL: [(&'static str, Self); 4] = [
+    pub(crate) const ALL: [(&'static str, Self); 5] = [
         ("unit", Self::Unit),
+        ("fuzz", Self::Fuzz),
         ("rows", Self::Rows),
         ("lab", Self::Lab),
         ("kernel", Self::Kernel),
@@ -44,7 +48,7 @@ impl Suite {
     pub(crate) fn named(name: &str) -> Result<Self> {
         match Self::ALL.into_iter().find(|(known, _)| *known == name) {
             Some((_, suite)) => Ok(suite),
-            None => bail!("there is no suite {name:?}: unit, rows, lab and kernel are"),
+            None => bail!("there is no suite {name:?}: unit, fuzz, rows, lab and kernel are"),
         }
     }
 
@@ -58,6 +62,7 @@ impl Suite {
     fn parts(self) -> &'static [Part] {
         match self {
             Self::Unit => &[Part::Build],
+            Self::Fuzz => &[Part::Build, Part::Fuzz],
             Self::Rows | Self::Lab => &[Part::Build, Part::Lab],
             Self::Kernel => &[Part::Build, Part::Kernels],
         }
@@ -78,8 +83,8 @@ struct Report {
     taken: Duration,
 }
 
-/// Runs the suites, in their own order, all of them even if one fails.
-pub(crate) fn test(tree: &Tree, pins: &Pins, wanted: &[Suite]) -> Result<()> {
+/// Runs the suites, in their own order, all of them even if one fails. The fuzz suite searches for `search`.
+pub(crate) fn test(tree: &Tree, pins: &Pins, wanted: &[Suite], search: Duration) -> Result<()> {
     let suites: Vec<Suite> = Suite::ALL
         .into_iter()
         .map(|(_, suite)| suite)
@@ -104,6 +109,7 @@ pub(crate) fn test(tree: &Tree, pins: &Pins, wanted: &[Suite]) -> Result<()> {
         let mut tally = Tally::default();
         let outcome = match suite {
             Suite::Unit => unit(tree, &mut tally),
+            Suite::Fuzz => fuzz::run_for(tree, search, &mut tally),
             Suite::Rows => privileged(tree, &[ROWS], &mut tally),
             Suite::Lab => privileged(tree, &lab_targets(&workspace), &mut tally),
             Suite::Kernel => kernel::run(tree, pins, &mut tally),

@@ -22,6 +22,7 @@ pub(crate) struct Pins {
     pub(crate) compiler_packages: Vec<String>,
     pub(crate) busybox_package: String,
     pub(crate) lab_programs: Vec<Provided>,
+    pub(crate) fuzz_programs: Vec<Provided>,
     pub(crate) kernel_programs: Vec<Provided>,
     pub(crate) kernels: Vec<KernelPackage>,
 }
@@ -153,6 +154,7 @@ impl Pins {
             )?,
             busybox_package: string(packages, "busybox")?.to_owned(),
             lab_programs: provided(table(packages, "lab")?)?,
+            fuzz_programs: provided(table(packages, "fuzz")?)?,
             kernel_programs: provided(table(packages, "kernels")?)?,
             kernels,
         })

@@ -30,7 +30,8 @@ const STATUS_AGE: Duration = Duration::from_secs(1);
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 const RETRY_REFUSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
-const KIND: &str = "peers";
+/// Of the state file.
+pub const KIND: &str = "peers";
 
 #[derive(Clone, Debug)]
 pub struct FeedConfig {

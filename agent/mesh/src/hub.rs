@@ -20,7 +20,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// How old the times of last words in the state file may be.
 const SAVE_AGE: Duration = Duration::from_secs(30);
 
-const KIND: &str = "mesh";
+/// Of the state file.
+pub const KIND: &str = "mesh";
 
 #[derive(Debug)]
 enum Command {

@@ -12,4 +12,4 @@ pub mod server;
 pub mod source;
 pub mod statefile;
 pub mod tls;
-mod wire;
+pub mod wire;

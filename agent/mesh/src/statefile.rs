@@ -17,6 +17,8 @@ use tokio::task::JoinHandle;
 
 const VERSION: u32 = 1;
 const MAGIC: &str = "isthmus-state";
+/// SHA-256 in hexadecimal.
+const SUM: usize = 64;
 
 /// Files set aside that are kept. The oldest number is used again.
 const BAD_MAX: u32 = 8;
@@ -70,7 +72,7 @@ pub fn load<T: DeserializeOwned>(path: &Path, kind: &str) -> Result<Loaded<T>, S
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Loaded::Missing),
         Err(error) => return Err(io_error("read", path)(error)),
     };
-    match parse(&bytes, kind) {
+    match decode(&bytes, kind) {
         Ok(state) => Ok(Loaded::Good(state)),
         Err(problem) => {
             let aside = set_aside(path)?;
@@ -79,7 +81,11 @@ pub fn load<T: DeserializeOwned>(path: &Path, kind: &str) -> Result<Loaded<T>, S
     }
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8], kind: &str) -> Result<T, String> {
+/// Reads what [`encode`] made, of the same kind.
+///
+/// # Errors
+/// The bytes are something else, for the reason given.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8], kind: &str) -> Result<T, String> {
     let end = bytes
         .iter()
         .position(|byte| *byte == b'\n')
@@ -104,6 +110,19 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], kind: &str) -> Result<T, String> {
         return Err("its checksum is wrong: it was cut off or changed".to_owned());
     }
     serde_json::from_slice(body).map_err(|error| format!("its content is not understood: {error}"))
+}
+
+/// A whole file of this kind (one word).
+///
+/// # Errors
+/// The state is none that JSON can hold.
+pub fn encode<T: Serialize>(kind: &str, state: &T) -> serde_json::Result<Vec<u8>> {
+    let mut file = format!("{MAGIC} {VERSION} {kind} {:SUM$}\n", "").into_bytes();
+    let body = file.len();
+    serde_json::to_writer(&mut file, state)?;
+    let sum = checksum(&file[body..]);
+    file[body - 1 - SUM..body - 1].copy_from_slice(sum.as_bytes());
+    Ok(file)
 }
 
 fn checksum(body: &[u8]) -> String {
@@ -132,7 +151,7 @@ pub fn store<T: Serialize>(path: &Path, kind: &str, state: &T) -> Result<(), Sta
         path: path.to_owned(),
         cause,
     };
-    let body = serde_json::to_vec(state).map_err(unwritable)?;
+    let bytes = encode(kind, state).map_err(unwritable)?;
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory).map_err(io_error("create", directory))?;
     let beside = PathBuf::from(format!("{}.new", path.display()));
@@ -141,8 +160,7 @@ pub fn store<T: Serialize>(path: &Path, kind: &str, state: &T) -> Result<(), Sta
         options.write(true).create(true).truncate(true);
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let mut file = options.open(&beside)?;
-        writeln!(file, "{MAGIC} {VERSION} {kind} {}", checksum(&body))?;
-        file.write_all(&body)?;
+        file.write_all(&bytes)?;
         file.sync_all()?;
         fs::rename(&beside, path)?;
         File::open(directory)?.sync_all()

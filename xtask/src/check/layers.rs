@@ -56,7 +56,14 @@ const LAWS: &[(&str, Law)] = &[
     ("isthmus-mesh", Law::Never(&["aya", "isthmus-agent"])),
     ("agentctl", Law::Never(&["aya", "isthmus-agent", "kube"])),
     // Nothing builds on the tests, and the tests' door builds on nothing.
-    ("isthmus-agent", Law::Never(&["isthmus-tests", "xtask"])),
+    (
+        "isthmus-agent",
+        Law::Never(&["isthmus-fuzz", "isthmus-tests", "xtask"]),
+    ),
+    (
+        "isthmus-fuzz",
+        Law::Never(&["aya", "isthmus-agent", "isthmus-tests"]),
+    ),
     (
         "xtask",
         Law::Only(&["anyhow", "lexopt", "serde_json", "toml"]),

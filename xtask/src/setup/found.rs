@@ -57,6 +57,9 @@ impl Found {
         if parts.contains(&Part::Lab) {
             found.missing_programs.extend(absent(&pins.lab_programs));
         }
+        if parts.contains(&Part::Fuzz) {
+            found.missing_programs.extend(absent(&pins.fuzz_programs));
+        }
         if parts.contains(&Part::Kernels) {
             found.missing_programs.extend(absent(&pins.kernel_programs));
             found.missing_kernels = pins

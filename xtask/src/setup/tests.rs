@@ -4,7 +4,13 @@ use super::found::Linker;
 use super::*;
 use crate::toolchain::Provided;
 
-const ALL: [Part; 4] = [Part::Build, Part::Lab, Part::Kernels, Part::Check];
+const ALL: [Part; 5] = [
+    Part::Build,
+    Part::Lab,
+    Part::Fuzz,
+    Part::Kernels,
+    Part::Check,
+];
 const OPEN: Ways = Ways {
     rustup: true,
     apt: true,

@@ -94,7 +94,7 @@ async fn serve(
         Arc::clone(&datapath),
         start.replaces,
         attach_hold,
-    );
+    )?;
     if start.serving {
         engine.take_over();
     }

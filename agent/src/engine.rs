@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use imbl::HashMap;
+use isthmus_abi::ServiceHealthRow;
 use isthmus_core::desired::{self, Here};
 use isthmus_core::model::{Address, Batch, ClusterId, ObjectName, RowChange};
 use isthmus_core::reconcile::{Counts, Fault, GraceTicket, Reconciler};
@@ -18,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::datapath::{Datapath, grace_period};
+use crate::datapath::{Datapath, DatapathError, MappedArray, grace_period};
 
 /// Writes in one round, after which new events are looked at.
 const ROUND_WRITES: u32 = 4096;
@@ -30,6 +31,9 @@ const FAULTS_MAX: usize = 100;
 const REPLACE_WAIT: Duration = Duration::from_secs(5);
 /// How soon a refused attachment is tried again.
 const ATTACH_RETRY: Duration = Duration::from_secs(5);
+
+/// How often what programs ejected is looked at, if nobody tells.
+const LIMITS_EVERY: Duration = Duration::from_secs(1);
 
 /// What the engine is told.
 #[derive(Debug)]
@@ -68,6 +72,10 @@ pub struct Engine {
     store: Store,
     reconciler: Reconciler,
     datapath: Arc<Mutex<Datapath>>,
+    /// What programs counted, by service.
+    service_health: MappedArray<ServiceHealthRow>,
+    /// When to look at it again.
+    limits_at: Instant,
     attach: Attach,
     publish: watch::Sender<Arc<Published>>,
     published: Published,
@@ -90,14 +98,17 @@ struct Attach {
 
 impl Engine {
     /// `reconciler` has adopted what the maps held. `hold` keeps the agent from being ready until the programs are on.
-    #[must_use]
+    ///
+    /// # Errors
+    /// If the kernel does not map what programs count into this process.
     pub fn new(
         here: Here,
         reconciler: Reconciler,
         datapath: Arc<Mutex<Datapath>>,
         replaces: bool,
         hold: Hold,
-    ) -> (Self, watch::Receiver<Arc<Published>>) {
+    ) -> Result<(Self, watch::Receiver<Arc<Published>>), DatapathError> {
+        let service_health = lock(&datapath).array("service_health")?;
         let (publish, published) = watch::channel(Arc::new(Published::default()));
         let attach = Attach {
             done: false,
@@ -112,12 +123,14 @@ impl Engine {
             store: Store::new(),
             reconciler,
             datapath,
+            service_health,
+            limits_at: Instant::now(),
             attach,
             publish,
             published: Published::default(),
             arrived: None,
         };
-        (engine, published)
+        Ok((engine, published))
     }
 
     /// Programs of an agent before this one serve these very maps: put ours in their place now.
@@ -228,6 +241,9 @@ impl Engine {
                 error!("the thread of grace periods has ended: freed rows will not be used again");
             }
         }
+        if now >= self.limits_at {
+            self.keep_limits_ahead(now);
+        }
         if progress.writes > 0 {
             let end = Instant::now();
             self.published.last_write = Some(end);
@@ -246,13 +262,21 @@ impl Engine {
         self.published.faults = self.reconciler.faults().take(FAULTS_MAX).collect();
         self.publish.send_replace(Arc::new(self.published.clone()));
         if progress.idle {
-            [progress.next_deadline, attach_due]
+            [progress.next_deadline, attach_due, Some(self.limits_at)]
                 .into_iter()
                 .flatten()
                 .min()
         } else {
             Some(now)
         }
+    }
+
+    /// Programs may eject as many backends as a service has, beyond those that they did.
+    fn keep_limits_ahead(&mut self, now: Instant) {
+        let rows = &self.service_health;
+        self.reconciler
+            .allow_ejections(|service| rows.get(service).ejected_total);
+        self.limits_at = now + LIMITS_EVERY;
     }
 
     /// Clusters that the maps still hold backends of, on trust, and that nobody is linked with any more.

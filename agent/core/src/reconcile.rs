@@ -3,6 +3,7 @@
 //! - *Make before break.* Backend rows, then a ring's slots, then the ring's word, then frontends; removal the other way
 //!   round. A crash between any two writes leaves rings that are the old ones or the new ones, and things nothing leads
 //!   to, which [`Reconciler::adopt`] finds.
+//! - *What is handed over is not taken away between.* A service port that takes another's frontends takes its place.
 //! - *One word moves a ring.* One backend more or less is patched where it stands: append and then the length, or the
 //!   last slot over the removed one and then the length. Anything else is laid into a fresh span.
 //! - *Reuse waits* for a grace period: spans, backend ids, services' indices. So does the insertion of frontends after
@@ -54,6 +55,7 @@ use crate::table::{TableError, Tables};
 mod adopt;
 mod frontends;
 mod grace;
+mod handover;
 mod ids;
 mod layout;
 mod limits;
@@ -90,8 +92,6 @@ pub enum ReconcileError {
         frontend: Frontend,
         holder: ObjectName,
     },
-    #[error("{frontend} still leads to a service that no longer wants it; that is being removed")]
-    FrontendHeld { frontend: Frontend },
 }
 
 /// What a round did, and what the caller owes.
@@ -125,6 +125,8 @@ pub struct Reconciler {
     indices: Ids,
     backends: Backends,
     spans: Spans,
+    /// See [`Self::lets_others_first`].
+    deferred: BTreeSet<Sid>,
     grace: Grace,
     queues: Queues,
     /// Writes tried since the start, and those that failed.
@@ -173,6 +175,8 @@ enum Pending {
     Nothing,
     Backends(Vec<BackendKey>),
     Whole,
+    /// As [`Self::Whole`]; the ring was another Service's, and is rather emptied than left as it is.
+    Foreign,
 }
 
 /// A backend of a service port, wanted or still in its ring.

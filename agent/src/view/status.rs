@@ -203,8 +203,7 @@ fn table(error: &ReconcileError) -> &'static str {
         ReconcileError::Table(
             TableError::Full { table, .. } | TableError::KernelRefused { table, .. },
         ) => table,
-        ReconcileError::FrontendTaken { frontend, .. }
-        | ReconcileError::FrontendHeld { frontend, .. } => {
+        ReconcileError::FrontendTaken { frontend, .. } => {
             if frontend.address.is_v4() {
                 "frontends4"
             } else {

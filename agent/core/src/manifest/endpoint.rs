@@ -38,8 +38,6 @@ impl Endpoint {
         merged.ports.dedup();
         // Several slices of many ports each: the first ones are kept, so that the row can be told.
         merged.ports.truncate(PORTS_MAX);
-    // Several slices of many ports each: the first ones are kept, so that the row can be told.
-    merged.ports.truncate(PORTS_MAX);
         Some(Arc::new(merged))
     }
 }

@@ -82,6 +82,7 @@ impl Reconciler {
             indices: Ids::adopt(tables.rings.capacity(), |index| taken.contains(&index)),
             backends: Backends::new(Ids::adopt(tables.backends.capacity(), live), Vec::new()),
             spans: Spans::new(tables.slots.capacity()),
+            deferred: BTreeSet::new(),
             grace: Grace::new(),
             queues: Queues::default(),
             frontends: HashMap::new(),

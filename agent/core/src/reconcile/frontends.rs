@@ -5,7 +5,7 @@ use isthmus_abi::{BackendRow, Ring};
 use super::grace::Retired;
 use super::queue::{Done, Work};
 use super::write::SERVICES_FLAG;
-use super::{ADDRESS_ONLY, Pending, ReconcileError, Reconciler, Sid};
+use super::{ADDRESS_ONLY, Pending, ReconcileError, Reconciler, Service, Sid};
 use crate::desired::Frontend;
 use crate::model::{Address, ObjectName};
 use crate::table::TableError;
@@ -23,12 +23,21 @@ impl Reconciler {
 
     /// Backend rows, ring, frontends.
     fn settle(&mut self, sid: Sid) -> Result<Done, ReconcileError> {
+        if self.services.get(sid).is_none_or(Service::is_going) {
+            return Ok(Done::All);
+        }
+        if let Some(giver) = self.giver(sid) {
+            self.take_place(sid, giver);
+            return Ok(Done::All);
+        }
+        if self.lets_others_first(sid) {
+            self.queues.push(Work::Settle(sid));
+            return Ok(Done::All);
+        }
         let Some(service) = self.services.get(sid) else {
             return Ok(Done::All);
         };
-        if service.is_going() {
-            return Ok(Done::All);
-        }
+        let foreign = service.pending == Pending::Foreign;
         let index = match service.index {
             Some(index) => index,
             None => self.take_index(sid)?,
@@ -40,14 +49,18 @@ impl Reconciler {
         }
         // Without all the backends it is better to serve with those that there are than to keep those that are gone;
         // but never with none.
-        self.move_ring(sid, index, housed.is_err())?;
+        let moved = self.move_ring(sid, index, housed.is_err() && !foreign);
+        if moved.is_err() && foreign {
+            self.empty_foreign_ring(sid, index)?;
+        }
+        moved?;
         let Some(service) = self.services.get_mut(sid) else {
             return Ok(Done::All);
         };
         match housed {
             Ok(_) => service.pending = Pending::Nothing,
             Err(ref error) if !service.ring.written => return Err(error.clone()),
-            Err(_) => {}
+            Err(_) => service.pending = Pending::Whole,
         }
         let done = self.insert_frontends(sid, index)?;
         housed?;
@@ -140,9 +153,8 @@ impl Reconciler {
             }
             _ => self.kept.remove(&frontend),
         };
-        // This work is woken when it has gone.
         self.queues.push(Work::Trim(holder));
-        Err(ReconcileError::FrontendHeld { frontend })
+        Ok(Done::Held(frontend))
     }
 
     /// An address is ours for refusals only when every port that we know of answers there.
@@ -207,13 +219,7 @@ impl Reconciler {
             if let Some(service) = self.services.get_mut(sid) {
                 service.present.retain(|present| *present != frontend);
             }
-            self.queues.wake_failed(|error| match error {
-                ReconcileError::FrontendTaken {
-                    frontend: other, ..
-                }
-                | ReconcileError::FrontendHeld { frontend: other } => *other == frontend,
-                ReconcileError::Table(_) => false,
-            });
+            self.queues.wake_rivals(frontend);
         }
         if self
             .services
@@ -231,6 +237,7 @@ impl Reconciler {
             return;
         };
         self.queues.forget(&Work::Settle(sid));
+        self.deferred.remove(&sid);
         let keys: Vec<_> = self
             .members
             .range(Self::member_range(sid))

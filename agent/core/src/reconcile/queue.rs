@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::grace::Retired;
 use super::{BACKOFF_FIRST, BACKOFF_MAX, ReconcileError, Sid};
+use crate::desired::Frontend;
 use crate::model::{Address, ObjectName};
 use crate::table::TableError;
 
@@ -32,6 +33,8 @@ pub(super) enum Done {
     More,
     /// The rest waits for a grace period.
     AfterGrace,
+    /// The rest waits for this frontend, which is being taken from a service port that does not want it.
+    Held(Frontend),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,6 +59,9 @@ pub(super) struct Queues {
     /// would put insertions off for ever.
     inserts: BTreeSet<Work>,
     removals: BTreeSet<Work>,
+    /// Work that waits for a frontend. What failed for one is here and among the failures.
+    rivals: BTreeMap<Frontend, BTreeSet<Work>>,
+    waiting: BTreeMap<Work, Frontend>,
     failures: BTreeMap<Work, Failure>,
     retry: BTreeSet<(Instant, Work)>,
 }
@@ -110,6 +116,10 @@ impl Queues {
                     _ => self.removals.insert(work),
                 };
             }
+            Ok(Done::Held(frontend)) => {
+                self.forget(&work);
+                self.wait_for(frontend, work);
+            }
             Err(error) => self.failed(now, work, error),
         }
     }
@@ -125,6 +135,9 @@ impl Queues {
             .min(BACKOFF_MAX);
         let retry_at = now + backoff;
         self.retry.insert((retry_at, work.clone()));
+        if let ReconcileError::FrontendTaken { frontend, .. } = error {
+            self.wait_for(frontend, work.clone());
+        }
         self.failures.insert(
             work,
             Failure {
@@ -136,10 +149,26 @@ impl Queues {
         );
     }
 
-    /// Drops what is known of failures of this work.
+    fn wait_for(&mut self, frontend: Frontend, work: Work) {
+        self.rivals
+            .entry(frontend)
+            .or_default()
+            .insert(work.clone());
+        self.waiting.insert(work, frontend);
+    }
+
+    /// Drops what is known of failures of this work, and what it waits for.
     pub(super) fn forget(&mut self, work: &Work) {
         if let Some(failure) = self.failures.remove(work) {
             self.retry.remove(&(failure.retry_at, work.clone()));
+        }
+        if let Some(frontend) = self.waiting.remove(work)
+            && let Some(rivals) = self.rivals.get_mut(&frontend)
+        {
+            rivals.remove(work);
+            if rivals.is_empty() {
+                self.rivals.remove(&frontend);
+            }
         }
     }
 
@@ -152,15 +181,9 @@ impl Queues {
         }
     }
 
-    /// Queues the failed work whose error says that it may succeed now.
-    pub(super) fn wake_failed(&mut self, may: impl Fn(&ReconcileError) -> bool) {
-        let works: Vec<_> = self
-            .failures
-            .iter()
-            .filter(|(_, f)| may(&f.error))
-            .map(|(work, _)| work.clone())
-            .collect();
-        for work in works {
+    /// Queues the work that waits for this frontend: it is gone, or somebody wants it no more, or again.
+    pub(super) fn wake_rivals(&mut self, frontend: Frontend) {
+        for work in self.rivals.get(&frontend).cloned().unwrap_or_default() {
             self.push(work);
         }
     }
@@ -214,8 +237,10 @@ impl Queues {
         self.failures.iter()
     }
 
-    /// Work that is queued or waits for a grace period, without what failed.
+    /// Work that is queued or waits, without what failed.
     pub(super) fn pending(&self) -> usize {
-        self.queued.len() + self.inserts.len() + self.removals.len()
+        let waits = |work: &&Work| !self.failures.contains_key(work);
+        let waiting = self.waiting.keys().filter(waits).count();
+        self.queued.len() + self.inserts.len() + self.removals.len() + waiting
     }
 }

@@ -26,7 +26,7 @@ impl Reconciler {
         match self.services.get(sid).map(|service| &service.pending) {
             None | Some(Pending::Nothing) => Vec::new(),
             Some(Pending::Backends(keys)) => keys.clone(),
-            Some(Pending::Whole) => self
+            Some(Pending::Whole | Pending::Foreign) => self
                 .members
                 .range(Self::member_range(sid))
                 .map(|((_, key), _)| *key)
@@ -144,7 +144,7 @@ impl Reconciler {
         let patched = self.patch(sid, index, moves);
         if let (Err(_), Some(service)) = (&patched, self.services.get_mut(sid)) {
             service.ring.broken = true;
-            service.pending = Pending::Whole;
+            service.pending = service.pending.clone().whole();
         }
         patched
     }
@@ -297,45 +297,68 @@ impl Reconciler {
     /// Lays the ring anew and moves it in one word. False if it stays as it is, for want of backends.
     fn rebuild(&mut self, sid: Sid, index: u32, incomplete: bool) -> Result<bool, TableError> {
         let tiers = self.targets(sid);
-        let Some(service) = self.services.get(sid) else {
-            return Ok(false);
-        };
-        let (had, written) = (service.ring.span, service.ring.written);
-        if tiers.is_empty() && incomplete {
-            return Ok(false);
-        }
-        let mut ring = LiveRing::default();
-        if !tiers.is_empty() {
-            let capacity = self.spans.capacity();
-            let full = TableError::Full {
-                table: self.tables.slots.name(),
-                capacity,
-                flag: SLOTS_FLAG,
-            };
-            let span = slots_needed(&tiers)
-                .and_then(|slots| self.spans.take(slots))
-                .ok_or(full)?;
-            ring = lay(span, tiers);
-            let moved = self
-                .write_span(index, span, &ring)
-                .and_then(|()| self.put_ring(index, ring.word()));
-            if let Err(error) = moved {
-                // No word ever led there.
-                self.spans.free(span);
-                return Err(error);
+        if tiers.is_empty() {
+            if !incomplete {
+                self.empty_ring(sid, index)?;
             }
-            ring.written = true;
-        } else if written {
+            return Ok(!incomplete);
+        }
+        let capacity = self.spans.capacity();
+        let full = TableError::Full {
+            table: self.tables.slots.name(),
+            capacity,
+            flag: SLOTS_FLAG,
+        };
+        let span = slots_needed(&tiers)
+            .and_then(|slots| self.spans.take(slots))
+            .ok_or(full)?;
+        let mut ring = lay(span, tiers);
+        let moved = self
+            .write_span(index, span, &ring)
+            .and_then(|()| self.put_ring(index, ring.word()));
+        if let Err(error) = moved {
+            // No word ever led there.
+            self.spans.free(span);
+            return Err(error);
+        }
+        ring.written = true;
+        self.note_places(sid, &ring);
+        self.replace_ring(sid, ring);
+        Ok(true)
+    }
+
+    /// Moves the ring to no backend at all.
+    fn empty_ring(&mut self, sid: Sid, index: u32) -> Result<(), TableError> {
+        if self
+            .services
+            .get(sid)
+            .is_some_and(|service| service.ring.written)
+        {
             self.put_ring(index, Ring::EMPTY)?;
         }
-        if let Some(span) = had {
-            self.grace.retire(Retired::Span(span));
+        for (_, member) in self.members.range_mut(Self::member_range(sid)) {
+            member.place = None;
         }
-        self.note_places(sid, &ring);
+        self.replace_ring(sid, LiveRing::default());
+        Ok(())
+    }
+
+    /// The word has moved.
+    fn replace_ring(&mut self, sid: Sid, ring: LiveRing) {
         if let Some(service) = self.services.get_mut(sid) {
-            service.ring = ring;
+            let left = std::mem::replace(&mut service.ring, ring);
+            if let Some(span) = left.span {
+                self.grace.retire(Retired::Span(span));
+            }
         }
-        Ok(true)
+    }
+
+    /// What stands in the ring was another Service's: no backend at all is better.
+    pub(super) fn empty_foreign_ring(&mut self, sid: Sid, index: u32) -> Result<(), TableError> {
+        let keys = self.pending_keys(sid);
+        self.empty_ring(sid, index)?;
+        self.retire_members(sid, &keys);
+        Ok(())
     }
 
     /// Backends by rank, in the order of their keys.

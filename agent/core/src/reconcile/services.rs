@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::{Pending, Service, Sid};
+use crate::model::ObjectName;
 
 /// Service ports by [`Sid`], and by their index in the maps.
 #[derive(Debug, Default)]
@@ -38,6 +39,17 @@ impl Services {
         self.rows.get_mut(sid as usize)?.as_mut()
     }
 
+    pub(super) fn pair_mut(&mut self, one: Sid, other: Sid) -> Option<[&mut Service; 2]> {
+        let pair = self
+            .rows
+            .get_disjoint_mut([one as usize, other as usize])
+            .ok()?;
+        let [Some(one), Some(other)] = pair else {
+            return None;
+        };
+        Some([one, other])
+    }
+
     pub(super) fn set_index(&mut self, sid: Sid, index: u32) {
         if let Some(service) = self.get_mut(sid) {
             service.index = Some(index);
@@ -65,9 +77,31 @@ impl Services {
     }
 }
 
+impl Pending {
+    /// Also what was not in question before.
+    pub(super) fn whole(self) -> Self {
+        match self {
+            Self::Foreign => Self::Foreign,
+            _ => Self::Whole,
+        }
+    }
+}
+
 impl Service {
+    /// The Service whose port this is.
+    pub(super) fn object(&self) -> Option<&ObjectName> {
+        self.name.as_ref().map(|(object, _)| object)
+    }
+
     pub(super) fn is_going(&self) -> bool {
         self.wanted.is_empty()
+    }
+
+    /// A wanted frontend leads here.
+    pub(super) fn serves_wanted(&self) -> bool {
+        self.present
+            .iter()
+            .any(|frontend| self.wanted.contains(frontend))
     }
 
     /// Every wanted frontend leads here.
@@ -81,7 +115,7 @@ impl Service {
     pub(super) fn touch(&mut self, key: super::BackendKey) {
         let most = (4 + self.members as usize / 4).min(64);
         match &mut self.pending {
-            Pending::Whole => {}
+            Pending::Whole | Pending::Foreign => {}
             Pending::Nothing => self.pending = Pending::Backends(vec![key]),
             Pending::Backends(keys) if keys.len() >= most => self.pending = Pending::Whole,
             Pending::Backends(keys) => {

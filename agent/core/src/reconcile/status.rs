@@ -140,6 +140,7 @@ impl Reconciler {
             .filter_map(|&sid| self.services.get(sid));
         services
             .filter(|s| s.name.as_ref().is_some_and(|(_, key)| key == port))
+            .filter(|s| !s.is_going())
             .find_map(|service| service.index)
     }
 

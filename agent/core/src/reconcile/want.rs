@@ -3,7 +3,8 @@
 use super::queue::Work;
 use super::{Member, Object, Pending, Reconciler, Service, Sid};
 use crate::desired::{
-    BackendKey, Change, DesiredEndpoint, DesiredPort, DesiredService, Rank, assumed,
+    BackendKey, Change, DesiredEndpoint, DesiredPort, DesiredService, Frontend, PortKey, Rank,
+    assumed,
 };
 use crate::model::{Address, ObjectName};
 use crate::store::Owner;
@@ -33,11 +34,17 @@ impl Reconciler {
             .unwrap_or_default();
         let mut going = before.clone();
         for port in desired.ports {
-            let known = before.iter().copied().find(|&sid| self.is_port(sid, &port));
+            // One that goes comes back only if there is no other.
+            let known = before
+                .iter()
+                .copied()
+                .filter(|&sid| self.is_port(sid, &port));
+            let known =
+                known.min_by_key(|&sid| self.services.get(sid).is_some_and(Service::is_going));
             let sid = known.unwrap_or_else(|| {
                 let sid = self
                     .claim(name, &port)
-                    .unwrap_or_else(|| self.create(name, &port));
+                    .unwrap_or_else(|| self.create(name, port.key.clone()));
                 self.objects
                     .entry(name.clone())
                     .or_default()
@@ -49,10 +56,8 @@ impl Reconciler {
             self.want_port(sid, port);
         }
         for sid in going {
-            if let Some(service) = self.services.get_mut(sid) {
-                service.wanted.clear();
-                self.queues.push(Work::Trim(sid));
-            }
+            self.want_frontends(sid, Vec::new());
+            self.queues.push(Work::Trim(sid));
         }
         match self.objects.get(name) {
             Some(object) if object.ports.is_empty() && object.addresses.is_empty() => {
@@ -88,9 +93,9 @@ impl Reconciler {
         }
     }
 
-    fn create(&mut self, name: &ObjectName, port: &DesiredPort) -> Sid {
+    pub(super) fn create(&mut self, name: &ObjectName, key: PortKey) -> Sid {
         self.services.insert(Service {
-            name: Some((name.clone(), port.key.clone())),
+            name: Some((name.clone(), key)),
             wanted: Vec::new(),
             present: Vec::new(),
             index: None,
@@ -101,12 +106,14 @@ impl Reconciler {
         })
     }
 
-    /// A service found in the maps under one of the port's frontends, not yet wanted by anyone: it keeps its index, and
-    /// until their owners have spoken its backends, in the order of tiers that they were found in.
+    /// A service found in the maps under some of the port's frontends and no others, which may be another's by now; not
+    /// yet wanted by anyone: it keeps its index, and until their owners have spoken its backends, in the order of tiers that they were found in.
     fn claim(&mut self, name: &ObjectName, port: &DesiredPort) -> Option<Sid> {
         let sid = port.frontends.iter().find_map(|frontend| {
             let sid = self.services.by_index(*self.frontends.get(frontend)?)?;
-            self.services.get(sid)?.name.is_none().then_some(sid)
+            let found = self.services.get(sid)?;
+            let ours = found.present.iter().all(|f| port.frontends.contains(f));
+            (found.name.is_none() && ours).then_some(sid)
         })?;
         let local = self.local;
         let tiers = self.members.range(Self::member_range(sid));
@@ -153,12 +160,26 @@ impl Reconciler {
                 service.touch(key.1);
             }
         }
-        service.wanted = port.frontends;
         service.limits.rules = port.rules;
         for (key, rank) in port.backends {
             want_backend(&mut self.members, service, sid, key, rank);
         }
+        self.want_frontends(sid, port.frontends);
         self.queues.push(Work::Settle(sid));
+    }
+
+    /// Whoever waits for a frontend that is wanted no more, or again, looks anew.
+    fn want_frontends(&mut self, sid: Sid, frontends: Vec<Frontend>) {
+        let Some(service) = self.services.get_mut(sid) else {
+            return;
+        };
+        if service.wanted == frontends {
+            return;
+        }
+        let before = std::mem::replace(&mut service.wanted, frontends);
+        for frontend in before.iter().chain(&service.wanted) {
+            self.queues.wake_rivals(*frontend);
+        }
     }
 
     fn want_endpoint(&mut self, name: &ObjectName, endpoint: &DesiredEndpoint) {

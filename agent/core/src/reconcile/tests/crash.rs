@@ -216,6 +216,61 @@ fn services_come_go_and_change_ports() {
 }
 
 #[test]
+fn ports_are_renamed() {
+    let mut world = start();
+    let ports = |ports: &[(&str, u16)]| service_with("a", Affinity::Local, ports);
+    let lists: [&[(&str, u16)]; 5] = [
+        &[("web", 80)],
+        &[("http", 80), ("metrics", 81)],
+        &[("metrics", 80), ("http", 81)],
+        &[("web", 81)],
+        &[("metrics", 81), ("http", 82)],
+    ];
+    for list in lists {
+        crash_everywhere(&mut world, |world| {
+            world.say(Owner::Local, vec![ports(list)])
+        });
+    }
+}
+
+#[test]
+fn an_address_goes_to_another_service() {
+    let at =
+        |name, address| service_at(name, &address_of(address), Affinity::Local, &[("http", 80)]);
+    // By the order of their names, the one that takes comes first, or last.
+    for (gives, takes) in [("a", "b"), ("b", "a")] {
+        let mut world = start();
+        // From a service that goes, to one that had another address.
+        crash_everywhere(&mut world, |world| {
+            world.say(
+                Owner::Local,
+                vec![RowChange::ServiceGone(name(gives)), at(takes, gives)],
+            )
+        });
+        // To one that is new.
+        crash_everywhere(&mut world, |world| {
+            world.say(
+                Owner::Local,
+                vec![RowChange::ServiceGone(name(takes)), at(gives, gives)],
+            )
+        });
+        // To one that waits for it, and has its own meanwhile.
+        world.say(Owner::Local, vec![at(takes, gives)]);
+        world.settle();
+        assert_eq!(world.reconciler.counts().failing, 1);
+        world.say(Owner::Local, vec![at(takes, takes)]);
+        world.settle();
+        crash_everywhere(&mut world, |world| {
+            world.say(Owner::Local, vec![at(takes, gives), at(gives, takes)])
+        });
+        // From one that moves to an address that nobody had.
+        crash_everywhere(&mut world, |world| {
+            world.say(Owner::Local, vec![at(takes, "z"), at(gives, gives)])
+        });
+    }
+}
+
+#[test]
 fn the_last_backend_leaves() {
     let mut world = start();
     crash_everywhere(&mut world, |world| {

@@ -226,3 +226,66 @@ fn two_services_that_want_one_frontend() {
     );
     world.assert_converged();
 }
+
+#[test]
+fn handing_over_is_no_fault() {
+    let at = |name: &str, addresses: &[&str]| {
+        let RowChange::Service(row) = service(name, Affinity::None) else {
+            unreachable!()
+        };
+        let mut row = (*row).clone();
+        row.addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
+        RowChange::Service(row.into())
+    };
+    let mut world = filled(SIZES);
+    world.say(
+        Owner::Local,
+        vec![
+            at("a", &["10.96.0.97", "10.96.0.98"]),
+            ready("b", "10.1.0.2"),
+        ],
+    );
+    world.settle();
+    // One address of two: it has to be taken from the one before the other can have it.
+    world.say(
+        Owner::Local,
+        vec![at("a", &["10.96.0.97"]), at("b", &["10.96.0.98"])],
+    );
+    while !world.round(1) || world.pass_grace() {
+        assert_eq!(world.reconciler.counts().failing, 0);
+        let settled = world.reconciler.is_settled(&name("b"));
+        assert!(settled || world.reconciler.counts().pending > 0);
+    }
+    assert_eq!(world.drawn("b"), ["10.1.0.2"]);
+    world.assert_converged();
+    // What it waits for comes back: now it has a rival.
+    world.say(Owner::Local, vec![at("b", &["10.96.0.97"])]);
+    world.settle();
+    assert_eq!(world.reconciler.counts().failing, 1);
+    world.say(Owner::Local, vec![at("b", &["10.96.0.98"])]);
+    world.settle();
+    world.assert_converged();
+}
+
+#[test]
+fn an_address_that_was_handed_over_never_stays_with_the_backends_of_the_other() {
+    for broken in ["backends", "slots"] {
+        let mut world = filled(SIZES);
+        world.faults.break_table(Some(broken));
+        world.say(
+            Owner::Local,
+            vec![
+                RowChange::ServiceGone(name("a")),
+                service_at("b", &address_of("a"), Affinity::None, &[("http", 80)]),
+                ready("b", "10.1.0.2"),
+            ],
+        );
+        world.settle();
+        assert_eq!(world.answers("a"), Answers::Refused, "{broken}");
+        assert!(world.reconciler.counts().failing > 0);
+        world.faults.break_table(None);
+        world.settle_failures();
+        assert_eq!(world.drawn("a"), ["10.1.0.2"]);
+        world.assert_converged();
+    }
+}

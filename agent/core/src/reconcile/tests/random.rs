@@ -17,7 +17,10 @@ enum Step {
         service: usize,
         affinity: Affinity,
         ports: u8,
+        renamed: bool,
     },
+    /// Each service of ours gets the address of the next.
+    Rotate,
     ServiceGone {
         peer: bool,
         service: usize,
@@ -59,8 +62,9 @@ fn step() -> impl Strategy<Value = Step> {
     let condition = prop_oneof![3 => Just(Condition::Ready), 1 => Just(Condition::ServingTerminating), 1 => Just(Condition::NotReady)];
     let service = 0..SERVICES.len();
     prop_oneof![
-        3 => (any::<bool>(), service.clone(), affinity, 1_u8..4)
-            .prop_map(|(peer, service, affinity, ports)| Step::Service { peer, service, affinity, ports }),
+        3 => (any::<bool>(), service.clone(), affinity, 1_u8..4, any::<bool>())
+            .prop_map(|(peer, service, affinity, ports, renamed)| Step::Service { peer, service, affinity, ports, renamed }),
+        1 => Just(Step::Rotate),
         1 => (any::<bool>(), service.clone()).prop_map(|(peer, service)| Step::ServiceGone { peer, service }),
         8 => (any::<bool>(), service.clone(), 1_u8..7, condition)
             .prop_map(|(peer, service, host, condition)| Step::Endpoint { peer, service, host, condition }),
@@ -89,13 +93,36 @@ impl Step {
                 service,
                 affinity,
                 ports,
+                renamed,
             } => {
-                let all = [("http", 80), ("metrics", 90 + u16::from(ports))];
+                let names = if renamed {
+                    ["metrics", "web"]
+                } else {
+                    ["http", "metrics"]
+                };
+                let all = [(names[0], 80), (names[1], 90 + u16::from(ports))];
                 let ports = &all[..if ports > 1 { 2 } else { 1 }];
+                let at = address_of(SERVICES[turned(world, service)]);
                 world.say(
                     owner(peer),
-                    vec![service_with(SERVICES[service], affinity, ports)],
+                    vec![service_at(SERVICES[service], &at, affinity, ports)],
                 );
+            }
+            Self::Rotate => {
+                world.rotation += 1;
+                let moved = SERVICES
+                    .into_iter()
+                    .enumerate()
+                    .filter_map(|(service, text)| {
+                        let name = name(text);
+                        let group = world.store.now().group(&name);
+                        let mut row = (**group.service(Owner::Local)?).clone();
+                        let at = address_of(SERVICES[turned(world, service)]);
+                        row.addresses = vec![at.parse().unwrap()];
+                        Some(RowChange::Service(row.into()))
+                    });
+                let moved = moved.collect();
+                world.say(Owner::Local, moved);
             }
             Self::ServiceGone { peer, service } => {
                 world.say(
@@ -139,6 +166,7 @@ impl Step {
                 );
                 let mut restarted = World::with_faults(maps, store, world.faults.clone());
                 restarted.graces = graces;
+                restarted.rotation = world.rotation;
                 restarted.graces.push((done, done));
                 restarted.say_all();
                 *world = restarted;
@@ -147,27 +175,41 @@ impl Step {
     }
 }
 
+/// The service whose address this one has now.
+fn turned(world: &World, service: usize) -> usize {
+    (service + world.rotation) % SERVICES.len()
+}
+
+/// The services that each frontend has been of.
+type Owners = BTreeMap<Frontend, BTreeSet<u8>>;
+
+fn note_owners(world: &World, owners: &mut Owners) {
+    for frontend in world.wanted().into_keys() {
+        let address = frontend.address.v4().unwrap().octets()[3] - b'a';
+        let service =
+            (0..SERVICES.len()).find(|service| turned(world, *service) == usize::from(address));
+        owners
+            .entry(frontend)
+            .or_default()
+            .insert(u8::try_from(service.unwrap()).unwrap());
+    }
+}
+
 /// Which backends each frontend may ever lead to: its service's.
-fn allowed(frontend: Frontend, key: BackendKey) -> bool {
-    let service = frontend.address.v4().unwrap().octets()[3] - b'a';
-    key.address.v4().unwrap().octets()[2] == service
+fn allowed(owners: &Owners, frontend: Frontend, key: BackendKey) -> bool {
+    owners[&frontend].contains(&key.address.v4().unwrap().octets()[2])
 }
 
 /// A reader looks up frontend and ring after one write, and slot and backend after another, with no grace period between
 /// that could have waited for it. Whatever it believes is its service's.
-fn slow_readers(
-    start: &MemoryMaps,
-    writes: &[Write],
-    graces: &[(usize, usize)],
-    frontends: &BTreeSet<Frontend>,
-) {
+fn slow_readers(start: &MemoryMaps, writes: &[Write], graces: &[(usize, usize)], owners: &Owners) {
     let mut maps = start.clone();
     let mut readers: BTreeMap<(Frontend, u32, u64), usize> = BTreeMap::new();
     for done in 0..=writes.len() {
         if done > 0 {
             maps.write(writes[done - 1]).unwrap();
         }
-        for frontend in frontends {
+        for frontend in owners.keys() {
             if let Some(value) = maps.frontends4.get(&key4(*frontend)) {
                 let until = graces
                     .iter()
@@ -190,7 +232,10 @@ fn slow_readers(
                 // What it holds is not reused under it: it never even has to try again.
                 let key = judge(&maps, service, slot)
                     .unwrap_or_else(|| panic!("{frontend} at {done}: {slot:?}"));
-                assert!(allowed(frontend, key), "{frontend} is answered by {key:?}");
+                assert!(
+                    allowed(owners, frontend, key),
+                    "{frontend} is answered by {key:?}"
+                );
             }
         }
     }
@@ -219,22 +264,22 @@ fn insertions_wait(writes: &[Write], graces: &[(usize, usize)]) {
 /// Goes through a history, looking after each step, and then back at all that slow readers could have seen.
 fn go_through(world: &mut World, steps: &[Step], end: impl FnOnce(&mut World)) {
     let start = world.memory.maps().clone();
-    let mut frontends = BTreeSet::new();
+    let mut owners = Owners::new();
     for step in steps {
         step.apply(world);
-        frontends.extend(world.wanted().into_keys());
+        note_owners(world, &mut owners);
         let maps = world.memory.maps().clone();
-        for frontend in &frontends {
+        for frontend in owners.keys() {
             // Panics by itself if a slot within a ring is not its service's.
             let drawn = answers(&maps, *frontend).all();
-            assert!(drawn.iter().all(|key| allowed(*frontend, *key)));
+            assert!(drawn.iter().all(|key| allowed(&owners, *frontend, *key)));
         }
     }
     end(world);
     world.settle_failures();
     world.assert_converged();
     let writes = world.memory.maps().writes.clone();
-    slow_readers(&start, &writes, &world.graces, &frontends);
+    slow_readers(&start, &writes, &world.graces, &owners);
     insertions_wait(&writes, &world.graces);
 }
 

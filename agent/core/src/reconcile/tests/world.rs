@@ -31,6 +31,8 @@ pub(super) struct World {
     pub(super) store: Store,
     pub(super) reconciler: Reconciler,
     pub(super) now: Instant,
+    /// How far addresses have gone round among services; see `random.rs`.
+    pub(super) rotation: usize,
     /// Grace periods by the number of writes done when they began and when they passed.
     pub(super) graces: Vec<(usize, usize)>,
     begun: Option<(GraceTicket, usize)>,
@@ -92,6 +94,16 @@ pub(super) fn address_of(text: &str) -> String {
 }
 
 pub(super) fn service_with(text: &str, affinity: Affinity, ports: &[(&str, u16)]) -> RowChange {
+    service_at(text, &address_of(text), affinity, ports)
+}
+
+/// The same at another address.
+pub(super) fn service_at(
+    text: &str,
+    address: &str,
+    affinity: Affinity,
+    ports: &[(&str, u16)],
+) -> RowChange {
     let port = |(name, port): &(&str, u16)| PortRow {
         name: (*name).into(),
         protocol: Protocol::Tcp,
@@ -99,7 +111,7 @@ pub(super) fn service_with(text: &str, affinity: Affinity, ports: &[(&str, u16)]
     };
     RowChange::Service(Arc::new(ServiceRow {
         name: name(text),
-        addresses: vec![address_of(text).parse().unwrap()],
+        addresses: vec![address.parse().unwrap()],
         ports: ports.iter().map(port).collect(),
         global: true,
         shared: true,
@@ -117,7 +129,7 @@ pub(super) fn endpoint(service: &str, address: &str, condition: Condition) -> Ro
     RowChange::Endpoint(Arc::new(EndpointRow {
         service: name(service),
         address: address.parse().unwrap(),
-        ports: vec![port("http", 8080), port("metrics", 9090)],
+        ports: vec![port("http", 8080), port("metrics", 9090), port("web", 8080)],
         condition,
         reason: "".into(),
         node: "".into(),
@@ -216,6 +228,7 @@ impl World {
             store,
             reconciler,
             now: Instant::now(),
+            rotation: 0,
             graces: Vec::new(),
             begun: None,
         }

@@ -14,6 +14,12 @@ use super::common::{named_service, world};
 
 /// Services that stay, on ports 9000…, and services that come and go, on ports 9100….
 const SERVICES: u16 = 16;
+/// Of those that stay, the first have their addresses handed to a Service of another name and back, and the next have
+/// their ports renamed.
+const HANDED: u16 = 4;
+const RENAMED: u16 = 4;
+/// No connect in so long: the traffic hangs.
+const STALL: Duration = Duration::from_secs(30);
 const PODS: usize = 4;
 /// In all. `ISTHMUS_CONNECTS` asks for more.
 const CONNECTS: u64 = 1_000_000;
@@ -42,8 +48,17 @@ fn lab_file() -> String {
     )
 }
 
-fn staying(n: u16) -> Value {
-    let mut service = named_service(&format!("s{n}"), 80, 9000 + n, &[]);
+/// What a service that stays is called, and its ports, change with `odd`. Its address and its backends do not.
+fn staying(n: u16, odd: bool) -> Value {
+    let name = match n {
+        0..HANDED if odd => format!("t{n}"),
+        _ => format!("s{n}"),
+    };
+    let mut service = named_service(&name, 80, 9000 + n, &[]);
+    if odd && (HANDED..HANDED + RENAMED).contains(&n) {
+        service["spec"]["ports"][0]["name"] = "stream".into();
+        service["spec"]["ports"][1]["name"] = "datagrams".into();
+    }
     service["spec"]["clusterIPs"] = [
         format!("10.96.1.{}", n + 1),
         format!("fd00:10:96::1:{:x}", n + 1),
@@ -76,7 +91,13 @@ fn staying_targets() -> Vec<String> {
 
 /// All addresses of the services that come and go.
 fn passing_targets() -> Vec<String> {
-    let of = |n: u16| (1..=4).map(move |h| format!("10.96.2.{}:80=production/x{n}", n * 4 + h));
+    let pair = |n: u16, host: u16| {
+        [
+            format!("10.96.2.{host}:80=production/x{n}"),
+            format!("[fd00:10:96::2:{host:x}]:80=production/x{n}"),
+        ]
+    };
+    let of = |n: u16| (1..=4).flat_map(move |h| pair(n, n * 4 + h));
     (0..SERVICES).flat_map(of).collect()
 }
 
@@ -100,7 +121,8 @@ fn next(state: &mut u64) -> u64 {
     *state >> 33
 }
 
-/// Pods become ready, not ready, terminating and absent, but for the first, which stays; services come, move and go.
+/// Pods become ready, not ready, terminating and absent, but for the first, which stays; services come, move and go, and
+/// hand their addresses over.
 fn churn(lab: &Lab, done: &AtomicBool, changes: &AtomicU64) {
     let manifests = lab.cluster("east").unwrap().manifests();
     let mut state = 1;
@@ -120,6 +142,12 @@ fn churn(lab: &Lab, done: &AtomicBool, changes: &AtomicU64) {
                 2 => drop(pod.withdraw()),
                 _ => pod.declare(PodStatus::Ready).unwrap(),
             }
+        } else if roll % 4 == 1 {
+            let n = u16::try_from(roll / 4 % u64::from(HANDED + RENAMED)).unwrap();
+            let odd = next(&mut state).is_multiple_of(2);
+            manifests
+                .write_objects(&format!("s{n}.yaml"), &[staying(n, odd)])
+                .unwrap();
         } else {
             let n = u16::try_from(roll / 2 % u64::from(SERVICES)).unwrap();
             let file = format!("x{n}.yaml");
@@ -136,17 +164,25 @@ fn churn(lab: &Lab, done: &AtomicBool, changes: &AtomicU64) {
     }
 }
 
+/// Says that it is over when it is left.
+struct OnDrop<'a>(&'a AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_connect_never_reaches_another_services_backend() {
     let connects = std::env::var("ISTHMUS_CONNECTS").map_or(CONNECTS, |n| n.parse().unwrap());
     let lab = world("churn", &lab_file());
     let manifests = lab.cluster("east").unwrap().manifests();
-    manifests
-        .write_objects(
-            "staying.yaml",
-            &(0..SERVICES).map(staying).collect::<Vec<_>>(),
-        )
-        .unwrap();
+    for n in 0..SERVICES {
+        manifests
+            .write_objects(&format!("s{n}.yaml"), &[staying(n, false)])
+            .unwrap();
+    }
     lab.start()
         .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.last_words()));
     for name in ["east-1", "east-2"] {
@@ -162,26 +198,37 @@ fn a_connect_never_reaches_another_services_backend() {
     let mut udp = spin(&lab, "east/client", &staying_targets(), |r| {
         r.udp(16).workers(2)
     });
-    let mut strangers = spin(&lab, "east/stranger", &passing_targets(), |r| r.workers(1));
+    let mut strangers = [false, true].map(|udp| {
+        spin(&lab, "east/stranger", &passing_targets(), |r| {
+            let requests = r.workers(1);
+            if udp { requests.udp(4) } else { requests }
+        })
+    });
     let (done, changes) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| churn(&lab, &done, &changes));
-        while tcp.total().requests + udp.total().requests < connects {
-            for traffic in [&mut tcp, &mut udp, &mut strangers] {
+        // However the loop ends, the churn ends too.
+        let _done = OnDrop(&done);
+        let (mut made, mut at) = (0, Instant::now());
+        while made < connects {
+            for traffic in [&mut tcp, &mut udp].into_iter().chain(&mut strangers) {
                 let report = traffic.mark().unwrap();
-                if report.wrong > 0 {
-                    done.store(true, Ordering::Relaxed);
-                    panic!(
-                        "{} connects reached another's backend: {:?}",
-                        report.wrong, report.told
-                    );
-                }
+                assert!(
+                    report.wrong == 0,
+                    "{} connects reached another's backend: {:?}",
+                    report.wrong,
+                    report.told
+                );
             }
+            let now = tcp.total().requests + udp.total().requests;
+            if now > made {
+                (made, at) = (now, Instant::now());
+            }
+            assert!(at.elapsed() < STALL, "the traffic hangs at {made} connects");
             std::thread::sleep(Duration::from_millis(50));
         }
-        done.store(true, Ordering::Relaxed);
     });
-    for traffic in [&mut tcp, &mut udp, &mut strangers] {
+    for traffic in [&mut tcp, &mut udp].into_iter().chain(&mut strangers) {
         traffic.pause().unwrap();
     }
     for traffic in [&tcp, &udp] {
@@ -195,13 +242,14 @@ fn a_connect_never_reaches_another_services_backend() {
         );
     }
     // The stranger's addresses are not always there: it may be refused or let through to nowhere, never misled.
-    assert_eq!(strangers.total().wrong, 0, "{:?}", strangers.total().told);
-    assert!(strangers.total().answered() > 0, "{:?}", strangers.total());
-    assert_eq!(
-        lab.node("east-1").unwrap().untranslated().unwrap(),
-        0,
-        "untranslated packets"
-    );
+    for traffic in &strangers {
+        let total = traffic.total();
+        assert_eq!(total.wrong, 0, "{:?}", total.told);
+        assert!(total.answered() > 0, "{total:?}");
+    }
+    let client = lab.pod("east/client").unwrap();
+    let node = lab.node(&client.plan().node.name).unwrap();
+    assert_eq!(node.untranslated().unwrap(), 0, "untranslated packets");
     let changes = changes.into_inner();
     assert!(changes > 1000, "only {changes} changes");
     eprintln!(
@@ -209,6 +257,6 @@ fn a_connect_never_reaches_another_services_backend() {
         tcp.total().requests,
         udp.total().requests,
         start.elapsed().as_secs_f64(),
-        strangers.total().requests
+        strangers.iter().map(|t| t.total().requests).sum::<u64>()
     );
 }

@@ -296,12 +296,15 @@ pub struct PeerSilence {
     #[prost(uint64, optional, tag = "3")]
     pub last_word_ms: ::core::option::Option<u64>,
 }
-/// Every linked cluster. What is not in it is not linked.
+/// Every linked cluster. What is not in it is not linked, unless the list is partial.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PeerList {
     /// In the order of their names.
     #[prost(message, repeated, tag = "1")]
     pub peers: ::prost::alloc::vec::Vec<Peer>,
+    /// Not every link could be read since the mesh server started: a cluster that is not named may be linked all the same.
+    #[prost(bool, tag = "2")]
+    pub partial: bool,
 }
 /// One linked cluster, as its mesh server's neighbour sees it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

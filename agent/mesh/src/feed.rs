@@ -251,7 +251,7 @@ impl Task {
         // Rows alone change counts, which can wait.
         let telling = matches!(
             said.message,
-            FromServer::Hello(_) | FromServer::Peers(_) | FromServer::Complete { .. }
+            FromServer::Hello(_) | FromServer::Peers { .. } | FromServer::Complete { .. }
         );
         let events = self.feed.receive(said, now)?;
         let standing = events

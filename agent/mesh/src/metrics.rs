@@ -27,7 +27,7 @@ impl Collector for MeshMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let (views, audience) = (self.hub.views(), *self.hub.audience().borrow());
         let (view, now) = (views.borrow().clone(), Instant::now());
-        let peers: &[_] = view.peers.as_deref().map_or(&[], Vec::as_slice);
+        let peers = view.peers.as_slice();
         let label = |name: &dyn fmt::Display| [("peer", name.to_string())];
         let mut peer_gauge =
             |name, help, value: &dyn Fn(&isthmus_core::mesh::PeerView) -> Option<f64>| {

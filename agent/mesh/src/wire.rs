@@ -161,8 +161,9 @@ pub fn say(said: Sequenced) -> proto::WatchResponse {
             cluster_id: id.get().into(),
             position: Some(say_position(position)),
         }),
-        FromServer::Peers(peers) => Message::Peers(proto::PeerList {
-            peers: peers.into_iter().map(say_peer).collect(),
+        FromServer::Peers { reports, partial } => Message::Peers(proto::PeerList {
+            peers: reports.into_iter().map(say_peer).collect(),
+            partial,
         }),
         FromServer::Heartbeat(silences) => Message::Heartbeat(proto::Heartbeat {
             peers: silences.into_iter().map(say_silence).collect(),
@@ -202,9 +203,10 @@ pub fn hear(said: proto::WatchResponse) -> Result<Sequenced> {
             id: id(complete.cluster_id)?,
             position: position(complete.position.ok_or(Malformed("position"))?),
         },
-        Message::Peers(list) => {
-            FromServer::Peers(list.peers.into_iter().map(peer).collect::<Result<_>>()?)
-        }
+        Message::Peers(list) => FromServer::Peers {
+            reports: list.peers.into_iter().map(peer).collect::<Result<_>>()?,
+            partial: list.partial,
+        },
         Message::Heartbeat(heartbeat) => FromServer::Heartbeat(
             heartbeat
                 .peers

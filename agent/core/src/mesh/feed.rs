@@ -226,7 +226,9 @@ impl Feed {
         match said.message {
             FromServer::Hello(hello) => self.greet(&hello, now)?,
             _ if stream.heartbeat.is_none() => return Err(broke("did not begin with a hello")),
-            FromServer::Peers(reports) => self.list(reports, now, &mut events),
+            FromServer::Peers { reports, partial } => {
+                self.list(reports, partial, now, &mut events);
+            }
             FromServer::Heartbeat(silences) => {
                 self.heartbeat(&silences, now, &mut events);
                 stream_of(&mut self.stream)?.silences = (silences, now);
@@ -285,10 +287,16 @@ impl Feed {
         Ok(())
     }
 
-    fn list(&mut self, reports: Vec<PeerReport>, now: Instant, events: &mut Vec<FeedEvent>) {
+    fn list(
+        &mut self,
+        reports: Vec<PeerReport>,
+        partial: bool,
+        now: Instant,
+        events: &mut Vec<FeedEvent>,
+    ) {
         let names: Vec<&ClusterName> = reports.iter().map(|report| &report.name).collect();
         self.peers.retain(|name, peer| {
-            let linked = names.contains(&name);
+            let linked = partial || names.contains(&name);
             if !linked {
                 peer.drop_rows(Dropped::Unlinked, events);
             }
@@ -301,7 +309,7 @@ impl Feed {
                 .or_insert_with(|| Peer::new(name, now))
                 .report(report, now);
         }
-        if !std::mem::replace(&mut self.listed, true) {
+        if !partial && !std::mem::replace(&mut self.listed, true) {
             events.push(FeedEvent::Linked(
                 self.peers.values().filter_map(Peer::cluster).collect(),
             ));

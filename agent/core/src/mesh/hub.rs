@@ -358,7 +358,8 @@ impl Hub {
             clusters: known()
                 .map(|(id, link)| (id, link.cluster_view(id)))
                 .collect(),
-            peers: self.listed.then(|| self.peers.clone()),
+            peers: self.peers.clone(),
+            listed: self.listed,
             silences: Arc::new(known().map(silence).collect()),
             made: now,
         }

@@ -81,7 +81,11 @@ pub enum FromServer {
         id: ClusterId,
         position: Position,
     },
-    Peers(Vec<PeerReport>),
+    Peers {
+        reports: Vec<PeerReport>,
+        /// A cluster that is not named may be linked all the same.
+        partial: bool,
+    },
     Heartbeat(Vec<PeerSilence>),
 }
 

@@ -24,9 +24,10 @@ pub struct View {
     pub heartbeat: Duration,
     /// Linked clusters whose id is known.
     pub clusters: OrdMap<ClusterId, ClusterView>,
-    /// Every link; replaced whenever anything but a silence changes. `None` until all links are known: then only can
-    /// consumers conclude that a cluster is not linked any more.
-    pub peers: Option<Arc<Vec<PeerView>>>,
+    /// Every link that is known; replaced whenever anything but a silence changes.
+    pub peers: Arc<Vec<PeerView>>,
+    /// These are all links: a cluster that is not among them is not linked.
+    pub listed: bool,
     /// As of `made`.
     pub silences: Arc<Vec<(ClusterId, Duration, Option<Age>)>>,
     pub made: Instant,
@@ -109,7 +110,8 @@ pub struct Watcher {
     heartbeat: Duration,
     sequence: u64,
     greeted: bool,
-    peers: Option<Arc<Vec<PeerView>>>,
+    /// What was told of links, and whether those were all.
+    peers: Option<(Arc<Vec<PeerView>>, bool)>,
     told: BTreeMap<ClusterId, Told>,
     next_heartbeat: Instant,
     /// Peers whose silence was told to have reached `stale_after`.
@@ -203,16 +205,14 @@ impl Watcher {
         if self.role == Role::MeshServer {
             return self.rows(&view.own);
         }
-        if let Some(peers) = &view.peers
-            && self
-                .peers
-                .as_ref()
-                .is_none_or(|told| !Arc::ptr_eq(told, peers))
-        {
-            self.peers = Some(peers.clone());
-            return Some(FromServer::Peers(
-                peers.iter().map(|peer| peer.report(now)).collect(),
-            ));
+        let told =
+            |(peers, listed): &(_, bool)| Arc::ptr_eq(peers, &view.peers) && *listed == view.listed;
+        if !self.peers.as_ref().is_some_and(told) {
+            self.peers = Some((view.peers.clone(), view.listed));
+            return Some(FromServer::Peers {
+                reports: view.peers.iter().map(|peer| peer.report(now)).collect(),
+                partial: !view.listed,
+            });
         }
         self.told.retain(|id, _| view.clusters.contains_key(id));
         view.clusters

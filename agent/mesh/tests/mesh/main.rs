@@ -1,6 +1,7 @@
 //! Mesh servers and feeds on real sockets, with real certificates, over wires that can be cut.
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
+mod blind;
 mod world;
 
 use std::fs;

@@ -262,7 +262,7 @@ impl Mesh {
 
     fn peer(&self, name: &str) -> Option<PeerView> {
         let view = self.hub.views().borrow().clone();
-        view.peers?
+        view.peers
             .iter()
             .find(|peer| peer.name.as_str() == name)
             .cloned()

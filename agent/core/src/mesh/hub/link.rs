@@ -238,7 +238,7 @@ impl Link {
                     .map_err(broke)?;
             }
             // What a peer says of third clusters is hearsay.
-            FromServer::Peers(_) | FromServer::Heartbeat(_) => return Ok(Effect::Counted),
+            FromServer::Peers { .. } | FromServer::Heartbeat(_) => return Ok(Effect::Counted),
             FromServer::Hello(_) => return Err(broke("said hello twice")),
         }
         Ok(Effect::Seen)

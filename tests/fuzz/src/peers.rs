@@ -206,12 +206,13 @@ impl Liar {
                 id: cluster.id,
                 position: held.filter(|_| resumes).unwrap_or_else(|| self.position()),
             },
-            6 => FromServer::Peers(
-                (0..4)
+            6 => FromServer::Peers {
+                reports: (0..4)
                     .filter(|bit| step.c & (1 << bit) != 0)
                     .map(|name| report(Who::honest(name), step))
                     .collect(),
-            ),
+                partial: step.b & 16 != 0,
+            },
             _ => FromServer::Heartbeat(
                 (0..4)
                     .filter(|bit| step.c & (1 << bit) != 0)

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::model::{
-    Address, EndpointKey, EndpointRow, ObjectName, PORTS_MAX, RowChange, ServiceRow, ServiceRules,
+    Address, EndpointKey, EndpointRow, ObjectName, RowChange, ServiceRow, ServiceRules,
 };
 
 use super::address::{Addresses, Claim};

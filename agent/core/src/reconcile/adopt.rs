@@ -149,7 +149,8 @@ impl Reconciler {
             wanted: Vec::new(),
             present,
             index: Some(index),
-            limits: limits.map(Limits::found).unwrap_or_default(),
+            // A row that no table shows is all zeros.
+            limits: Limits::found(limits.unwrap_or_default()),
             ring: reading.ring,
             pending: Pending::Whole,
             members: u32::try_from(reading.members.len()).unwrap_or(u32::MAX),

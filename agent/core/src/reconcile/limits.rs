@@ -43,20 +43,21 @@ impl Reconciler {
         })
     }
 
+    /// Writes the limits of a service that has none yet, or other rules than written. That it grows or shrinks is for
+    /// [`Self::allow_ejections`].
     pub(super) fn write_limits(&mut self, sid: Sid, index: u32) -> Result<(), TableError> {
-        let before = self
-            .services
-            .get(sid)
-            .and_then(|service| service.limits.written);
-        // With more ejections than we know of, `allow_ejections` follows.
-        let known = before.map_or(0, |row| row.allowed_total);
+        let Some(service) = self.services.get(sid) else {
+            return Ok(());
+        };
+        let before = service.limits.written;
+        if before.is_some_and(|row| Limits::found(row).rules == service.limits.rules) {
+            return Ok(());
+        }
         let Some(mut row) = self.limits_row(sid, 0) else {
             return Ok(());
         };
-        row.allowed_total = row.allowed_total.max(known);
-        if before == Some(row) {
-            return Ok(());
-        }
+        // More may have been ejected than we know of.
+        row.allowed_total = before.map_or(row.allowed_total, |before| before.allowed_total);
         self.put_limits(index, row)?;
         if let Some(service) = self.services.get_mut(sid) {
             service.limits.written = Some(row);

@@ -154,6 +154,8 @@ fn building_and_removing_go_in_opposite_orders() {
         matches!(
             built[..],
             [
+                Write::ServiceHealth(..),
+                Write::ServiceLimits(..),
                 Write::Backend(..),
                 Write::Slot(..),
                 Write::Ring(..),

@@ -37,7 +37,8 @@ pub fn inet_sk_error_report(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     let state = sock.state();
-    let cause = match (sock.protocol(), sock.error()) {
+    let protocol = sock.protocol();
+    let cause = match (protocol, sock.error()) {
         // ICMP says so, on a connected socket.
         (UDP, ECONNREFUSED) => FailureCause::Refused,
         // Before Linux 6.10 ICMP errors are reported in SYN_SENT, after it in CLOSE.
@@ -49,7 +50,7 @@ pub fn inet_sk_error_report(ctx: BtfTracePointContext) -> i32 {
         },
         _ => return 0,
     };
-    if let Some(row) = socket::reported(socket) {
+    if let Some(row) = socket::reported(socket, protocol == TCP) {
         charge(row, cause, socket_tag::FAILED);
     }
     0
@@ -62,7 +63,7 @@ pub fn tcp_retransmit_skb(ctx: BtfTracePointContext) -> i32 {
     if sock.state() != SYN_SENT || !sock.is_inet() {
         return 0;
     }
-    if let Some(row) = socket::reported(socket) {
+    if let Some(row) = socket::reported(socket, true) {
         charge(row, FailureCause::Unanswered, socket_tag::UNANSWERED);
     }
     0

@@ -263,7 +263,7 @@ fn join_trial(request: &mut Request, health: *mut BackendHealthRow, seen: Health
 }
 
 /// What became of a watched socket that was sent to `backend`. One that was connected elsewhere since tells nothing.
-#[inline(always)]
+#[inline(never)]
 fn look(backend: u32, socket: u64, cookie: u64, place: u32) -> Fate {
     if socket == 0 {
         return Fate::Gone;
@@ -550,42 +550,39 @@ struct Walk {
     but: u32,
     /// [`NONE`] until a backend is found.
     found: u32,
-    /// The first that met the walk and waits for a trial; [`NONE`] for none.
+    /// One that met the walk and waits for a trial; [`NONE`] for none.
     due: u32,
 }
 
 impl Walk {
     #[inline(always)]
     fn new(ring: Ring, service: u32, but: u32, bit: u64, now: u64) -> Self {
+        // Nothing here is a constant that a step compares: verifiers before Linux 6.7 look at one step only, and would
+        // take what they know of the first for true of all.
         Self {
             ring,
             bit,
             now,
             service,
-            first: 0,
-            len: 0,
-            start: 0,
+            first: ring.first(),
+            len: ring.len(),
+            start: nth(ring.len(), random()),
             but,
             found: NONE,
             due: NONE,
         }
     }
 
-    /// Comes to a tier, from the first on.
+    /// Comes to a later tier.
     #[inline(always)]
     fn enter(&mut self, tier: u32) {
-        (self.first, self.len) = if tier == 0 {
-            (self.ring.first(), self.ring.len())
-        } else {
-            match SLOTS.get_ptr(self.ring.span().wrapping_add(tier - 1)) {
-                Some(slot) => {
-                    // SAFETY: one aligned word, written whole.
-                    let head = TierHead(unsafe { read_volatile(slot) }.0);
-                    (self.ring.span().wrapping_add(head.offset()), head.len())
-                }
-                None => (0, 0),
-            }
+        let Some(slot) = SLOTS.get_ptr(self.ring.span().wrapping_add(tier.wrapping_sub(1))) else {
+            return;
         };
+        // SAFETY: one aligned word, written whole.
+        let head = TierHead(unsafe { read_volatile(slot) }.0);
+        self.first = self.ring.span().wrapping_add(head.offset());
+        self.len = head.len();
         self.start = nth(self.len, random());
     }
 
@@ -595,7 +592,10 @@ impl Walk {
     fn at(&mut self, step: u64) -> Option<u32> {
         let at = step as u32 % STEPS_PER_TIER;
         if at == 0 {
-            self.enter(step as u32 / STEPS_PER_TIER);
+            let tier = step as u32 / STEPS_PER_TIER;
+            if tier != 0 {
+                self.enter(tier);
+            }
             return None;
         }
         let at = at - 1;
@@ -637,9 +637,10 @@ fn walk(request: &mut Request) -> u32 {
         return walk.found;
     }
     // With nothing better, the connect may be the trial of one whose time is over.
-    if walk.due != NONE {
+    if let Some(health) = BACKEND_HEALTH.get_ptr_mut(walk.due) {
         request.drawn = walk.due;
-        if may_take(request) {
+        let state = state_of(health);
+        if stance(state, request.now) == Stance::Due && begin_trial(request, health, state) {
             return walk.due;
         }
     }
@@ -684,9 +685,7 @@ unsafe extern "C" fn step(index: u64, walk: *mut c_void) -> i64 {
         Stance::Open => {}
         Stance::Suspect if !is_closed(id, walk.bit, walk.now) => {}
         Stance::Due => {
-            if walk.due == NONE {
-                walk.due = id;
-            }
+            walk.due = id;
             return GO_ON;
         }
         Stance::Suspect | Stance::Ejected | Stance::Trial => return GO_ON,

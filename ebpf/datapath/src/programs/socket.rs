@@ -348,10 +348,12 @@ fn record(owner: &Owner) -> Option<*mut SocketRow> {
 
 /// The record of a socket that the kernel reports, if it was sent to a service's backend and this is about that connect:
 /// a later subflow of MPTCP is not.
+///
+/// `tcp` says whether it is a TCP socket: what a TCP socket holds of MPTCP lies beyond another one's end.
 #[inline(always)]
-pub fn reported(socket: *const c_void) -> Option<*mut SocketRow> {
+pub fn reported(socket: *const c_void, tcp: bool) -> Option<*mut SocketRow> {
     let at = place(socket)?;
-    if has_mptcp() {
+    if tcp && has_mptcp() {
         let own = number(socket)?;
         if let Some(whole) = Sock(own).whole() {
             if whole.state() != SYN_SENT {

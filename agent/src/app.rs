@@ -117,6 +117,7 @@ async fn serve(
         source_status,
         source_hold,
         events.clone(),
+        shutdown.clone(),
     ));
 
     let mesh = crate::mesh::start(&args, &cluster, events, shutdown.clone())?;
@@ -167,6 +168,7 @@ async fn from_source(
     status: watch::Sender<Arc<SourceStatus>>,
     hold: Hold,
     events: mpsc::Sender<Event>,
+    shutdown: CancellationToken,
 ) {
     let mut hold = Some(hold);
     while let Some(update) = updates.recv().await {
@@ -186,5 +188,7 @@ async fn from_source(
             return;
         }
     }
-    warn!("the source has ended");
+    if !shutdown.is_cancelled() {
+        warn!("the source has ended");
+    }
 }

@@ -203,7 +203,8 @@ pub(crate) fn open_log(path: &Path) -> Result<File> {
 }
 
 /// The last lines of a log, indented for a report.
-pub(crate) fn tail(log: &Path, lines: usize) -> String {
+#[must_use]
+pub fn tail(log: &Path, lines: usize) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let all: Vec<&str> = text.lines().collect();
     let shown = all[all.len().saturating_sub(lines)..].join("\n  ");

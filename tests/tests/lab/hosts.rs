@@ -1,16 +1,20 @@
-//! The README's "Two plain hosts", command by command, with the units and the configuration of `deploy`.
+//! The README's "Two plain hosts", command by command, with the installer, units and configuration of `deploy`.
 //!
-//! A host here is a lab's node with `/etc`, `/run` and `/var/lib` of its own, by a mount namespace for each command. The
-//! units' programs are started as their `ExecStart` says, with no capability but those that the unit leaves them; there
-//! is no systemd, and copying needs no ssh.
+//! A host here is a lab's node with a pid 1, and cgroup, mount, pid and host name's namespaces of its own, so that what
+//! the agent finds by itself on a host (its name, the cgroup of pid 1, the pins' place) it finds here. There is no
+//! systemd: `systemctl` writes down what it is told, and the test starts those units as their files say, in their
+//! capabilities, with their directories. Copying needs no ssh.
 
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use isthmus_tests::process::tail;
 use isthmus_tests::{Lab, Node, wait_for};
 use serde_json::Value;
 
@@ -46,111 +50,170 @@ endpoints: [{{addresses: [{address}]}}]
     )
 }
 
+/// Where a host has something of its own.
+const OWN: [(&str, &str); 4] = [
+    ("etc", "/etc"),
+    ("run", "/run"),
+    ("var", "/var/lib"),
+    ("bin", "/usr/local/bin"),
+];
+
+/// Notes what it is told to start.
+const SYSTEMCTL: &str = r#"#!/bin/sh
+[ "$1 $2" = "enable --now" ] || exit 0
+shift 2
+echo "$@" >>/run/enabled
+"#;
+
 struct Host<'a> {
     node: Node<'a>,
-    lab: &'a Lab,
-    /// What lies at `/` of this host, as far as it has something of its own.
+    /// What lies at `/` of this host, as far as it has something of its own, and root's home.
     root: PathBuf,
-    running: Vec<Child>,
+    /// The host ends with it.
+    first: Child,
+    pid: String,
+    started: Vec<Child>,
 }
 
 impl Drop for Host<'_> {
     fn drop(&mut self) {
-        for child in &mut self.running {
-            // Ended already, or ends now: nothing else can be done about it.
-            let _ = child.kill();
+        if std::thread::panicking() {
+            for unit in ["isthmus-agent", "isthmus-mesh"] {
+                eprintln!("{}", tail(&self.log(unit), 25));
+            }
+        }
+        // All others end with pid 1. Ended already, or ends now: nothing else can be done about it.
+        let _ = self.first.kill();
+        let _ = self.first.wait();
+        for child in &mut self.started {
             let _ = child.wait();
         }
     }
 }
 
 impl<'a> Host<'a> {
-    fn new(lab: &'a Lab, cluster: &str, id: &str, root: PathBuf) -> Self {
-        let etc = root.join("etc");
-        for dir in [
-            "etc/isthmus/manifests",
-            "run/isthmus",
-            "var/isthmus/agent",
-            "var/isthmus/mesh",
-            "home",
-        ] {
+    fn new(lab: &'a Lab, cluster: &str, root: PathBuf) -> Self {
+        let node = lab.cluster(cluster).unwrap().first_node();
+        for dir in ["etc/systemd/system", "run", "var", "bin", "stubs"] {
             fs::create_dir_all(root.join(dir)).unwrap();
         }
         for file in ["passwd", "group", "hosts", "nsswitch.conf"] {
-            fs::copy(Path::new("/etc").join(file), etc.join(file)).unwrap();
+            fs::copy(Path::new("/etc").join(file), root.join("etc").join(file)).unwrap();
         }
-        for file in ["agent.yaml", "mesh.yaml"] {
-            let text = fs::read_to_string(project().join("deploy/config").join(file)).unwrap();
-            let text = text
-                .replace("cluster-name: east", &format!("cluster-name: {cluster}"))
-                .replace("cluster-id: 1", &format!("cluster-id: {id}"));
-            fs::write(etc.join("isthmus").join(file), text).unwrap();
-        }
-        let node = lab.cluster(cluster).unwrap().first_node();
+        let systemctl = root.join("stubs/systemctl");
+        fs::write(&systemctl, SYSTEMCTL).unwrap();
+        fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).unwrap();
+        // The repository, built.
+        let clone = root.join("home/isthmus");
+        fs::create_dir_all(clone.join("target")).unwrap();
+        symlink(lab.programs().dir(), clone.join("target/release")).unwrap();
+        let copied = Command::new("cp")
+            .arg("-r")
+            .arg(project().join("deploy"))
+            .arg(&clone)
+            .status();
+        assert!(copied.unwrap().success());
+
+        let binds: String = OWN
+            .iter()
+            .map(|(own, place)| format!("mount --bind {}/{own} {place}\n", root.display()))
+            .collect();
+        let init = format!(
+            "echo {}-{} >/proc/sys/kernel/hostname
+            mount -t cgroup2 none /sys/fs/cgroup
+            {binds}
+            echo up
+            exec sleep infinity",
+            lab.name(),
+            node.name(),
+        );
+        let spaces =
+            "--mount --propagation private --pid --fork --kill-child --mount-proc --uts --cgroup";
+        let line = format!(
+            "echo 0 >{}/cgroup.procs && exec unshare {spaces} sh -ec \"$0\"",
+            node.cgroup().display()
+        );
+        let mut command = node.command("sh").unwrap();
+        let mut first = command
+            .args(["-c", &line, &init])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = [0; 3];
+        first
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut said)
+            .expect("the host comes up");
+        let children = format!("/proc/{0}/task/{0}/children", first.id());
+        let pid = fs::read_to_string(children).unwrap().trim().to_owned();
         Self {
             node,
-            lab,
             root,
-            running: Vec::new(),
+            first,
+            pid,
+            started: Vec::new(),
         }
     }
 
-    /// A command of a shell on this host.
+    fn log(&self, unit: &str) -> PathBuf {
+        self.root.join(format!("{unit}.log"))
+    }
+
+    /// A command of a shell on this host, in the clone of the repository.
     fn shell(&self, line: &str) -> Command {
-        let root = self.root.display();
-        let own = format!(
-            "mount --bind {root}/etc /etc && mount --bind {root}/run /run && mount --bind {root}/var /var/lib && cd {root}/home && {line}"
-        );
-        let mut command = self.node.command("unshare").unwrap();
-        command.args(["--mount", "--propagation", "private", "sh", "-c", &own]);
-        let path = std::env::var("PATH").unwrap_or_default();
-        let programs = self.lab.programs().dir().display();
-        command.env("PATH", format!("{programs}:{path}"));
-        command.env("ISTHMUS_CGROUP", self.node.cgroup());
-        command.env(
-            "ISTHMUS_BPFFS",
-            format!(
-                "/sys/fs/bpf/isthmus/{}-{}",
-                self.lab.name(),
-                self.node.name()
-            ),
-        );
+        let mut command = self.node.command("nsenter").unwrap();
+        command
+            .args([
+                "--target", &self.pid, "--mount", "--uts", "--cgroup", "--pid",
+            ])
+            .args(["sh", "-ec", "cd \"$1\"; eval \"$0\"", line])
+            .arg(self.root.join("home/isthmus"))
+            .env(
+                "PATH",
+                format!(
+                    "{}/stubs:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                    self.root.display()
+                ),
+            );
+        for (setting, _) in std::env::vars_os() {
+            if setting.to_string_lossy().starts_with("ISTHMUS_") {
+                command.env_remove(setting);
+            }
+        }
         command
     }
 
-    fn enable(&mut self, unit: &str) {
-        let file = project().join(format!("deploy/systemd/{unit}.service"));
-        let text = fs::read_to_string(file).unwrap();
-        let of = |key: &str| {
-            let mut lines = text.lines();
-            let value = lines.find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-            value.unwrap_or_else(|| panic!("{unit} has no {key}"))
-        };
-        let start = of("ExecStart").strip_prefix("/usr/local/bin/").unwrap();
-        let bounds = of("CapabilityBoundingSet").to_lowercase();
-        let bounds: String = bounds
-            .split(' ')
-            .map(|cap| cap.replace("cap_", ",+"))
-            .collect();
-        assert_eq!(of("NoNewPrivileges"), "yes");
-        let line = format!("exec setpriv --no-new-privs --bounding-set=-all{bounds} {start}");
-        self.running.push(self.shell(&line).spawn().unwrap());
+    /// Starts what `systemctl` was told to, as the installed unit says.
+    fn start_enabled(&mut self) {
+        let enabled = fs::read_to_string(self.root.join("run/enabled")).unwrap_or_default();
+        for name in enabled.split_whitespace().skip(self.started.len()) {
+            let file = self.root.join(format!("etc/systemd/system/{name}.service"));
+            let unit = Unit::parse(&fs::read_to_string(file).unwrap());
+            let log = File::create(self.log(name)).unwrap();
+            let child = self
+                .shell(&unit.script())
+                .stdin(Stdio::null())
+                .stdout(log.try_clone().unwrap())
+                .stderr(log)
+                .spawn();
+            self.started.push(child.unwrap());
+        }
     }
 
     fn run(&mut self, line: &str, other: &Path) {
-        if let Some(units) = line.strip_prefix("systemctl enable --now ") {
-            for unit in units.split_whitespace() {
-                self.enable(unit);
+        let line = match line.strip_prefix("scp -r ") {
+            Some(copy) => {
+                let (from, to) = copy.split_once(" west:").unwrap();
+                format!("cp -r {from} {}/home/{to}", other.display())
             }
-        } else if let Some(copy) = line.strip_prefix("scp -r ") {
-            let (from, to) = copy.split_once(" west:/").unwrap();
-            let line = format!("cp -r {from} {}/{to}", other.display());
-            assert!(self.shell(&line).status().unwrap().success(), "{line}");
-        } else {
-            let output = self.shell(line).output().unwrap();
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{line}: {said}");
-        }
+            None => line.to_owned(),
+        };
+        let output = self.shell(&line).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{line}: {said}");
+        self.start_enabled();
     }
 
     /// Clusters whose backends of `production/backend` take connections here.
@@ -163,6 +226,65 @@ impl<'a> Host<'a> {
             .filter(|backend| backend["preferred"] == true)
             .filter_map(|backend| Some(backend["cluster"].as_str()?.to_owned()))
             .collect())
+    }
+}
+
+/// What a unit's file says of its process, as far as it can be had without systemd.
+#[derive(Debug)]
+struct Unit {
+    start: String,
+    capabilities: String,
+    no_new_privileges: bool,
+    strict: bool,
+    state: String,
+    runtime: String,
+}
+
+impl Unit {
+    fn parse(text: &str) -> Self {
+        let value = |key: &str| {
+            let mut lines = text.lines();
+            let found = lines.find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            found.unwrap_or_default().to_owned()
+        };
+        Self {
+            start: value("ExecStart"),
+            capabilities: value("CapabilityBoundingSet"),
+            no_new_privileges: value("NoNewPrivileges") == "yes",
+            strict: value("ProtectSystem") == "strict",
+            state: value("StateDirectory"),
+            runtime: value("RuntimeDirectory"),
+        }
+    }
+
+    /// Lines of a shell that become the unit's process.
+    fn script(&self) -> String {
+        let capabilities: String = self
+            .capabilities
+            .split_whitespace()
+            .map(|name| format!(",+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()))
+            .collect();
+        let no_new = if self.no_new_privileges {
+            "--no-new-privs"
+        } else {
+            ""
+        };
+        let mut lines = format!("mkdir -p /var/lib/{} /run/{}\n", self.state, self.runtime);
+        let program = format!(
+            "exec setpriv --bounding-set=-all{capabilities} {no_new} {}",
+            self.start
+        );
+        if self.strict {
+            // All but what units may write: here that is what hosts have of their own, but /run and /var/lib.
+            lines += &format!(
+                "exec unshare --mount --propagation private sh -ec '
+                for place in /etc /usr/local/bin; do mount -o remount,bind,ro $place; done
+                {program}'"
+            );
+        } else {
+            lines += &program;
+        }
+        lines
     }
 }
 
@@ -201,8 +323,8 @@ fn two_plain_hosts_are_linked_as_the_readme_says() {
     );
     let lab = world("hosts", HOSTS);
     let dir = tempfile::tempdir().unwrap();
-    let mut east = Host::new(&lab, "east", "1", dir.path().join("east"));
-    let mut west = Host::new(&lab, "west", "2", dir.path().join("west"));
+    let mut east = Host::new(&lab, "east", dir.path().join("east"));
+    let mut west = Host::new(&lab, "west", dir.path().join("west"));
     let address = |host: &Host<'_>| host.node.plan().addresses.v4.to_string();
     let (at_east, at_west) = (address(&east), address(&west));
     for (command, host) in &commands {

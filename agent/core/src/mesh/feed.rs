@@ -13,6 +13,9 @@ use crate::model::{Batch, ClusterId, ClusterName};
 mod peer;
 mod status;
 
+#[cfg(test)]
+mod tests;
+
 use peer::Peer;
 pub use status::{FeedState, FeedStatus, PeerState, PeerStatus};
 
@@ -62,7 +65,8 @@ pub enum FeedEvent {
     Rows { cluster: Cluster, batch: Batch },
     /// All of its rows go.
     Dropped { cluster: Cluster, why: Dropped },
-    /// These are all linked clusters whose id is known: rows of any other owner, from before the agent started, may go.
+    /// These are all linked clusters: rows of any other owner, from before the agent started, may go. Comes when the
+    /// ids of all are known, and again when the list is another.
     Linked(Vec<Cluster>),
 }
 
@@ -83,6 +87,8 @@ pub struct Feed {
     last_error: Option<(String, Age)>,
     tries: u32,
     listed: bool,
+    /// What the last [`FeedEvent::Linked`] said.
+    linked: Option<Vec<Cluster>>,
 }
 
 #[derive(Debug)]
@@ -130,6 +136,7 @@ impl Feed {
             last_error: None,
             tries: 0,
             listed: false,
+            linked: None,
         };
         (feed, events)
     }
@@ -309,10 +316,14 @@ impl Feed {
                 .or_insert_with(|| Peer::new(name, now))
                 .report(report, now);
         }
-        if !partial && !std::mem::replace(&mut self.listed, true) {
-            events.push(FeedEvent::Linked(
-                self.peers.values().filter_map(Peer::cluster).collect(),
-            ));
+        if partial {
+            return;
+        }
+        self.listed = true;
+        let linked: Option<Vec<_>> = self.peers.values().map(Peer::reported).collect();
+        if linked.is_some() && linked != self.linked {
+            events.extend(linked.clone().map(FeedEvent::Linked));
+            self.linked = linked;
         }
     }
 

@@ -5,7 +5,7 @@ use std::fs;
 
 use isthmus_core::mesh::{FeedEvent, PeerState};
 
-use super::world::{Agent, World, endpoint, service};
+use super::world::{Agent, World, cluster, endpoint, service};
 
 fn is_told(agent: &Agent, name: &str) -> bool {
     let peers = agent.status().feed.peers;
@@ -57,5 +57,6 @@ async fn one_unreadable_link_blinds_nobody() {
     agent
         .until("all links are known", |agent| !linked(agent).is_empty())
         .await;
+    assert_eq!(linked(&agent), [[cluster("north", 3), cluster("west", 2)]]);
     assert!(agent.status().feed.listed);
 }

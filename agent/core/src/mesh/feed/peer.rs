@@ -74,6 +74,15 @@ impl Peer {
         self.id == Some(id) && self.rows.position().is_some()
     }
 
+    /// Also before its rows begin.
+    pub(super) fn reported(&self) -> Option<Cluster> {
+        let reported = || self.report.as_ref()?.0.id;
+        Some(Cluster {
+            name: self.name.clone(),
+            id: self.id.or_else(reported)?,
+        })
+    }
+
     /// A new stream: what is held complete.
     pub(super) fn open(&mut self) -> Option<Held> {
         self.listing = Listing::Silent;

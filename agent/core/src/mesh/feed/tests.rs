@@ -1,0 +1,82 @@
+#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+use super::*;
+use crate::mesh::{Epoch, HearsUs, LinkState};
+
+fn cluster(name: &str, id: u16) -> Cluster {
+    Cluster {
+        name: name.parse().unwrap(),
+        id: id.try_into().unwrap(),
+    }
+}
+
+/// A feed that has lost its state, greeted by its mesh server.
+fn feed(now: Instant) -> (Feed, u64) {
+    let settings = FeedSettings {
+        own: cluster("east", 1),
+        node: "east-1".to_owned(),
+        stale_after: Duration::from_secs(3),
+        ttl: Duration::from_secs(300),
+    };
+    let (mut feed, events) = Feed::new(settings, SavedFeed::default(), now, SystemTime::now());
+    assert_eq!(events, []);
+    feed.open(now);
+    let mut sequence = 0;
+    let hello = ServerHello {
+        cluster: cluster("east", 1),
+        epoch: Epoch(7),
+        heartbeat: Duration::from_secs(1),
+        version: VERSION,
+    };
+    assert_eq!(
+        say(&mut feed, &mut sequence, FromServer::Hello(hello), now),
+        []
+    );
+    (feed, sequence)
+}
+
+fn say(feed: &mut Feed, sequence: &mut u64, message: FromServer, now: Instant) -> Vec<FeedEvent> {
+    *sequence += 1;
+    let sequence = *sequence;
+    feed.receive(Sequenced { sequence, message }, now).unwrap()
+}
+
+fn links(links: &[(&str, Option<u16>)]) -> FromServer {
+    let report = |(name, id): &(&str, Option<u16>)| PeerReport {
+        name: name.parse().unwrap(),
+        id: id.map(|id| id.try_into().unwrap()),
+        state: LinkState::Connecting,
+        state_age: Duration::ZERO,
+        hears_us: HearsUs::Unknown,
+        hears_us_age: Duration::ZERO,
+        last_error: None,
+        tries: 1,
+        endpoint: String::new(),
+        refused_rows: 0,
+    };
+    FromServer::Peers {
+        reports: links.iter().map(report).collect(),
+        partial: false,
+    }
+}
+
+#[test]
+fn linked_clusters_are_those_that_are_reported_whether_or_not_their_rows_have_begun() {
+    let now = Instant::now();
+    let (mut feed, mut sequence) = feed(now);
+    let mut hear = |list: &[_]| say(&mut feed, &mut sequence, links(list), now);
+    let both = [cluster("north", 3), cluster("west", 2)];
+    // Whose rows of before are those of a cluster without an id yet? Nobody knows.
+    assert_eq!(hear(&[("north", None), ("west", Some(2))]), []);
+    assert_eq!(
+        hear(&[("north", Some(3)), ("west", Some(2))]),
+        [FeedEvent::Linked(both.to_vec())]
+    );
+    assert_eq!(hear(&[("north", Some(3)), ("west", Some(2))]), [], "told");
+    // Unlinked before its rows began: what was found of it may go too.
+    assert_eq!(
+        hear(&[("north", Some(3))]),
+        [FeedEvent::Linked(vec![cluster("north", 3)])]
+    );
+    assert_eq!(hear(&[]), [FeedEvent::Linked(vec![])]);
+}

@@ -10,9 +10,11 @@ mod failover;
 mod footprint;
 pub mod machine;
 mod node;
+mod scale;
 pub mod sheet;
 pub mod stats;
 mod tax;
+mod way;
 
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -35,7 +37,7 @@ pub struct Options {
     /// Print JSON, without the raw batches
     #[arg(long)]
     pub json: bool,
-    /// Rounds of each row (G1), changes (G16), switches (G17), repetitions (G18) [default: 320, 400, 60, 40]
+    /// Rounds of each row (G1, G9), repetitions (G8, G18), changes (G12, G16, scale), switches (G17)
     #[arg(long, value_name = "N")]
     pub batches: Option<usize>,
     /// Where rows, raw batches and the machine are written, a file for each budget
@@ -48,6 +50,15 @@ pub enum Budget {
     /// Connect tax: what our hooks add to connect()
     #[value(name = "G1")]
     G1,
+    /// A service from decoded rows to the kernel
+    #[value(name = "G8")]
+    G8,
+    /// One backend's change, in a large service and in a small one
+    #[value(name = "G9")]
+    G9,
+    /// Memory and times with 100,000 endpoints of another cluster
+    #[value(name = "G12")]
+    G12,
     /// From a manifest's change until connects see it
     #[value(name = "G16")]
     G16,
@@ -57,6 +68,9 @@ pub enum Budget {
     /// The agent's memory, and a backlog of services
     #[value(name = "G18")]
     G18,
+    /// Memory and times with 10,000 services and 100,000 endpoints in files
+    #[value(name = "scale")]
+    Scale,
 }
 
 impl Budget {
@@ -68,9 +82,13 @@ impl Budget {
     fn measure(self, batches: Option<usize>) -> Result<Sheet> {
         match self {
             Self::G1 => tax::run(batches),
+            Self::G8 => way::services(batches),
+            Self::G9 => way::churn(batches),
+            Self::G12 => scale::mesh(batches),
             Self::G16 => change::run(batches),
             Self::G17 => failover::run(batches),
             Self::G18 => footprint::run(batches),
+            Self::Scale => scale::files(batches),
         }
     }
 }

@@ -311,7 +311,7 @@ impl Node<'_> {
 }
 
 /// One HTTP request of the kind that probes make.
-fn get(address: &str, path: &str) -> Result<(u16, String)> {
+pub(crate) fn get(address: &str, path: &str) -> Result<(u16, String)> {
     let mut stream =
         TcpStream::connect(address).with_context(|| format!("no answer at {address}"))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;

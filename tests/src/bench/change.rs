@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::machine::pin;
 use super::node::{
-    BACKENDS_EACH, Node, all_backends, backend, backend_of, pod_yaml, selecting_yaml,
+    BACKENDS_EACH, Node, all_backends, backend, backend_of, head_yaml, pod_yaml, selecting_yaml,
     service_address, slice_yaml,
 };
 use super::sheet::{Row, Sheet, Target, Unit};
@@ -27,7 +27,7 @@ pub fn run(batches: Option<usize>) -> Result<Sheet> {
     let mut node = Node::start(SERVICES)?;
     node.until_served(Instant::now(), 0..SERVICES)?;
     let cpu = pin()?;
-    let slices = slice_changes(&mut node, changes)?;
+    let slices = slice_changes(&mut node, SERVICES, changes)?;
     let pods = pod_changes(&mut node, changes)?;
     let rows = [("EndpointSlice", &slices), ("Pod", &pods)]
         .into_iter()
@@ -57,14 +57,11 @@ pub fn run(batches: Option<usize>) -> Result<Sheet> {
 }
 
 /// A service whose one endpoint is replaced by another, again and again.
-fn slice_changes(node: &mut Node, changes: usize) -> Result<Vec<f64>> {
+pub(super) fn slice_changes(node: &mut Node, service: u32, changes: usize) -> Result<Vec<f64>> {
     const FILE: &str = "changing.yaml";
-    let service = SERVICES;
     let address = service_address(service);
     let [one, other] = [backend(service, 0), backend(service, 1)];
-    let head = selecting_yaml(service)
-        .replace(&format!("  selector: {{app: service-{service:05}}}\n"), "");
-    node.put("changing-service.yaml", &head)?;
+    node.put("changing-service.yaml", &head_yaml(service))?;
     let since = node.put(FILE, &slice_yaml(service, &[one]))?;
     node.until(since, || backend_of(address) == Some(one))?;
     let mut random = Random::new(16);
@@ -102,11 +99,11 @@ fn pod_changes(node: &mut Node, changes: usize) -> Result<Vec<f64>> {
     Ok(times)
 }
 
-fn pause(random: &mut Random) {
+pub(super) fn pause(random: &mut Random) {
     let micros = u64::try_from(random.below(PAUSE_MICROS)).unwrap_or(0);
     std::thread::sleep(Duration::from_micros(micros));
 }
 
-fn millis(time: Duration) -> f64 {
+pub(super) fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }

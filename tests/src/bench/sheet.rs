@@ -49,7 +49,9 @@ pub struct Beside {
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
     Nanoseconds,
+    Microseconds,
     Milliseconds,
+    Bytes,
     Megabytes,
     Count,
 }
@@ -218,8 +220,8 @@ impl Row {
 impl Unit {
     fn number(self, value: f64) -> String {
         match self {
-            Self::Nanoseconds | Self::Count => format!("{value:.0}"),
-            Self::Milliseconds => format!("{value:.2}"),
+            Self::Nanoseconds | Self::Bytes | Self::Count => format!("{value:.0}"),
+            Self::Microseconds | Self::Milliseconds => format!("{value:.2}"),
             Self::Megabytes => format!("{value:.1}"),
         }
     }
@@ -227,7 +229,9 @@ impl Unit {
     fn show(self, value: f64) -> String {
         let name = match self {
             Self::Nanoseconds => " ns",
+            Self::Microseconds => " us",
             Self::Milliseconds => " ms",
+            Self::Bytes => " B",
             Self::Megabytes => " MB",
             Self::Count => "",
         };

@@ -3,6 +3,7 @@
 mod socket;
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, io};
@@ -10,9 +11,10 @@ use std::{fs, io};
 use isthmus_proto::node::v1::node_server::{Node, NodeServer};
 use isthmus_proto::node::v1::{
     DumpLbRequest, DumpLbResponse, GetClusterMeshRequest, GetClusterMeshResponse, GetStatusRequest,
-    GetStatusResponse, ListServicesRequest, ListServicesResponse,
+    GetStatusResponse, ListServicesRequest, ListServicesResponse, MonitorEvent, MonitorRequest,
 };
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -29,6 +31,8 @@ pub trait NodeView: Send + Sync + 'static {
     fn services(&self) -> Result<ListServicesResponse, ViewError>;
     /// Reads the maps in the kernel, for this call.
     fn dump_lb(&self) -> Result<DumpLbResponse, ViewError>;
+    /// What happens from now on. Called on a thread of the runtime; returns at once.
+    fn monitor(self: &Arc<Self>, asked: MonitorRequest) -> ReceiverStream<MonitorEvent>;
 }
 
 /// Why a question has no answer. The text goes to the person who asked.
@@ -108,6 +112,8 @@ impl<V: NodeView> Answers<V> {
     }
 }
 
+type MonitorStream = Pin<Box<dyn Stream<Item = Result<MonitorEvent, Status>> + Send>>;
+
 #[tonic::async_trait]
 impl<V: NodeView> Node for Answers<V> {
     async fn get_status(
@@ -130,6 +136,16 @@ impl<V: NodeView> Node for Answers<V> {
     }
     async fn dump_lb(&self, _: Request<DumpLbRequest>) -> Result<Response<DumpLbResponse>, Status> {
         self.ask(V::dump_lb).await
+    }
+
+    type MonitorStream = MonitorStream;
+
+    async fn monitor(
+        &self,
+        request: Request<MonitorRequest>,
+    ) -> Result<Response<MonitorStream>, Status> {
+        let events = self.0.monitor(request.into_inner());
+        Ok(Response::new(Box::pin(events.map(Ok))))
     }
 }
 

@@ -20,9 +20,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::api::{self, ApiSocket};
-use crate::config::AgentArgs;
+use crate::config::{AgentArgs, Switch};
 use crate::datapath::Datapath;
 use crate::engine::{Engine, Event};
+use crate::events::{self, Monitors};
 use crate::metrics::NodeMetrics;
 use crate::view::View;
 
@@ -85,21 +86,32 @@ async fn serve(
         cluster: cluster.id,
         programmed: args.services.into(),
     };
+    let ring = datapath.events()?;
+    let counters = datapath.counter_reader()?;
     let datapath = Arc::new(Mutex::new(datapath));
+    let monitors = Arc::new(Monitors::default());
 
     let attach_hold = readiness.hold("the programs are not attached yet");
     let (mut engine, published) = Engine::new(
         here,
         reconciler,
         Arc::clone(&datapath),
+        Arc::clone(&monitors),
         start.replaces,
         attach_hold,
     )?;
     if start.serving {
         engine.take_over();
     }
-    let (events, engine_events) = mpsc::channel(EVENTS_MAX);
+    let (sender, engine_events) = mpsc::channel(EVENTS_MAX);
     let engine = tokio::spawn(engine.run(engine_events, shutdown.clone()));
+    let told = tokio::spawn(events::read_ring(
+        ring,
+        counters,
+        sender.clone(),
+        Arc::clone(&monitors),
+        shutdown.clone(),
+    ));
 
     let dir = args.source_dir();
     let location = format!("dir:{}", dir.display());
@@ -116,11 +128,18 @@ async fn serve(
         updates,
         source_status,
         source_hold,
-        events.clone(),
+        sender.clone(),
         shutdown.clone(),
     ));
 
-    let mesh = crate::mesh::start(&args, &cluster, events, shutdown.clone())?;
+    let mesh = crate::mesh::start(&args, &cluster, sender, shutdown.clone())?;
+    if let Some(mesh) = mesh.clone() {
+        tokio::spawn(events::watch_peers(
+            mesh,
+            Arc::clone(&monitors),
+            shutdown.clone(),
+        ));
+    }
 
     let view = Arc::new(View {
         cluster: cluster.name,
@@ -133,6 +152,9 @@ async fn serve(
         published,
         source,
         mesh,
+        monitors,
+        shutdown: shutdown.clone(),
+        passive_health: args.passive_health == Switch::On,
         peer_stale_after: args.peer_stale_after,
         cluster_ttl: args.cluster_ttl,
     });
@@ -156,8 +178,10 @@ async fn serve(
     }
     info!("stopping; the datapath keeps working. `isthmus-agent cleanup` removes it");
     shutdown.cancel();
-    let (engine, api, web) = tokio::join!(engine, api, web);
+    let (engine, told, api, web) = tokio::join!(engine, told, api, web);
     engine.context("the engine failed")?;
+    told.context("the reader of events failed")?
+        .context("reading what programs tell")?;
     api.context("the node API failed")??;
     web.context("the HTTP server failed")
 }

@@ -5,6 +5,7 @@
 
 mod btf;
 mod cgroup;
+mod events;
 mod links;
 mod plan;
 mod sys;
@@ -31,12 +32,13 @@ use tracing::{debug, info, warn};
 use zerocopy::IntoBytes;
 
 pub use cgroup::{CgroupError, probe_connect};
+pub use events::{CounterReader, EventRing};
 pub use links::{Hook, HookProgram};
 pub use plan::{
     DatapathConfig, HookKind, Lifetime, LoadPlan, MapPlan, MapSizes, ProgramPlan, TooManyCidrs,
     VERSION_PREFIX,
 };
-pub use sys::grace_period;
+pub use sys::{clock, grace_period};
 pub use tables::{KernelHash, MappedArray};
 
 use cgroup::Cgroup;
@@ -265,6 +267,29 @@ impl Datapath {
     pub fn counters(&self) -> Result<Vec<u64>, DatapathError> {
         const NAME: &str = "counters";
         tables::read_counters(self.map(NAME)?, Counter::COUNT)
+            .map_err(|cause| DatapathError::Map { name: NAME, cause })
+    }
+
+    /// What programs tell, from where the last reader stopped.
+    ///
+    /// # Errors
+    /// If the kernel does not map the ring buffer into this process.
+    pub fn events(&self) -> Result<EventRing, DatapathError> {
+        const NAME: &str = "events";
+        let map = self.map(NAME)?.try_clone();
+        map.and_then(EventRing::new)
+            .map_err(|cause| DatapathError::Map { name: NAME, cause })
+    }
+
+    /// The programs' counters, to be read beside the rest.
+    ///
+    /// # Errors
+    /// If the descriptor cannot be doubled.
+    pub fn counter_reader(&self) -> Result<CounterReader, DatapathError> {
+        const NAME: &str = "counters";
+        self.map(NAME)?
+            .try_clone()
+            .map(CounterReader)
             .map_err(|cause| DatapathError::Map { name: NAME, cause })
     }
 

@@ -2,6 +2,11 @@
 //!
 //! It takes what has come, derives, and writes, in rounds; it never waits for a source, a peer or a grace period.
 
+mod ports;
+
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 use std::sync::mpsc as thread_channel;
 use std::sync::{Arc, Mutex};
@@ -9,17 +14,25 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use imbl::HashMap;
-use isthmus_abi::ServiceHealthRow;
+use isthmus_abi::{
+    BackendFailuresRow, BackendRow, EventKind, EventRow, ServiceHealthRow, backend_state,
+};
 use isthmus_core::desired::{self, Here};
 use isthmus_core::model::{Address, Batch, ClusterId, ObjectName, RowChange};
 use isthmus_core::reconcile::{Counts, Fault, GraceTicket, Reconciler};
 use isthmus_core::store::{Dirty, Owner, PeerState, Snapshot, Store};
+use isthmus_core::table::TableBackend;
 use isthmus_mesh::http::Hold;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::datapath::{Datapath, DatapathError, MappedArray, grace_period};
+use crate::datapath::{Datapath, DatapathError, MappedArray, clock, grace_period};
+use crate::events::{Backend, Happening, Monitors, Now, What, understand};
+
+pub use ports::PortIndex;
+
+use ports::Ports;
 
 /// Writes in one round, after which new events are looked at.
 const ROUND_WRITES: u32 = 4096;
@@ -46,6 +59,19 @@ pub enum Event {
     Drop(ClusterId),
     /// All linked clusters: what the maps hold of others is to go.
     Linked(BTreeSet<ClusterId>),
+    /// What programs tell.
+    Kernel(Vec<EventRow>),
+}
+
+/// What the agent has heard of a backend's health, beside what stands in the maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Heard {
+    /// The life of the backend's id that it is about.
+    pub generation: u32,
+    /// Since when it is ejected, failed trials included; none if it is not.
+    pub ejected: Option<Instant>,
+    /// What had failed there when it last returned.
+    pub forgiven: BackendFailuresRow,
 }
 
 /// What others may look at, as of the last round.
@@ -63,6 +89,10 @@ pub struct Published {
     pub changed: HashMap<(Owner, ObjectName, Address), Instant>,
     pub attached: bool,
     pub attach_error: Option<String>,
+    /// Service ports by their index in the maps.
+    pub ports: PortIndex,
+    /// By backend id.
+    pub heard: HashMap<u32, Heard>,
 }
 
 /// What the engine is made of.
@@ -72,15 +102,51 @@ pub struct Engine {
     store: Store,
     reconciler: Reconciler,
     datapath: Arc<Mutex<Datapath>>,
-    /// What programs counted, by service.
-    service_health: MappedArray<ServiceHealthRow>,
-    /// When to look at it again.
+    kernel: KernelRows,
+    monitors: Arc<Monitors>,
+    ports: Ports,
+    /// When to look again at what programs ejected.
     limits_at: Instant,
     attach: Attach,
     publish: watch::Sender<Arc<Published>>,
     published: Published,
     /// Of the first event that has not led to all its writes yet.
     arrived: Option<Instant>,
+}
+
+/// Rows that programs and reconciliation write, to be looked at here.
+#[derive(Debug)]
+struct KernelRows {
+    service_health: MappedArray<ServiceHealthRow>,
+    backends: MappedArray<BackendRow>,
+    failures: MappedArray<BackendFailuresRow>,
+}
+
+impl KernelRows {
+    fn new(datapath: &Datapath) -> Result<Self, DatapathError> {
+        Ok(Self {
+            service_health: datapath.array("service_health")?,
+            backends: datapath.array("backends")?,
+            failures: datapath.array("backend_failures")?,
+        })
+    }
+
+    /// The backend that a program spoke of, unless its id has another life by now.
+    fn backend(&self, row: &EventRow) -> Option<Backend> {
+        let known = (row.backend < self.backends.capacity())
+            .then(|| self.backends.get(row.backend))
+            .filter(|known| {
+                known.state != backend_state::FREE
+                    && known.generation == row.generation
+                    && known.service == row.service
+            })?;
+        Some(Backend {
+            id: row.backend,
+            cluster: known.cluster.try_into().ok()?,
+            address: Address::from_words(known.address),
+            port: known.net_port().to_host(),
+        })
+    }
 }
 
 /// How far the programs are from serving these maps.
@@ -105,10 +171,11 @@ impl Engine {
         here: Here,
         reconciler: Reconciler,
         datapath: Arc<Mutex<Datapath>>,
+        monitors: Arc<Monitors>,
         replaces: bool,
         hold: Hold,
     ) -> Result<(Self, watch::Receiver<Arc<Published>>), DatapathError> {
-        let service_health = lock(&datapath).array("service_health")?;
+        let kernel = KernelRows::new(&lock(&datapath))?;
         let (publish, published) = watch::channel(Arc::new(Published::default()));
         let attach = Attach {
             done: false,
@@ -123,7 +190,9 @@ impl Engine {
             store: Store::new(),
             reconciler,
             datapath,
-            service_health,
+            kernel,
+            monitors,
+            ports: Ports::default(),
             limits_at: Instant::now(),
             attach,
             publish,
@@ -192,14 +261,66 @@ impl Engine {
                     self.release_unlinked(&clusters, &mut dirty);
                     self.attach.linked = Some(clusters);
                 }
+                Event::Kernel(rows) => self.hear(&rows),
             }
         }
         if !dirty.is_empty() {
             self.arrived.get_or_insert_with(Instant::now);
+            self.ports.touch(dirty.services.keys());
             for change in desired::changes(self.here, self.store.now(), &dirty) {
                 self.reconciler.apply(change);
             }
         }
+    }
+
+    /// Tells people what programs say, and remembers what they do not write down.
+    fn hear(&mut self, rows: &[EventRow]) {
+        let now = Now {
+            nanoseconds: clock(),
+            instant: Instant::now(),
+        };
+        for row in rows {
+            let port = self.ports.index.get(&row.service).cloned();
+            let of_service = matches!(
+                EventKind::from_abi(row.kind),
+                Some(EventKind::Refused | EventKind::AllEjected | EventKind::Capped)
+            );
+            if row.kind == EventKind::Ejected as u8 {
+                // The service's limit is one nearer.
+                self.limits_at = now.instant;
+            }
+            let backend = self.kernel.backend(row).filter(|_| !of_service);
+            let Some(happening) = understand(row, now, port, backend) else {
+                continue;
+            };
+            self.remember(row, &happening);
+            self.monitors.tell(happening);
+        }
+    }
+
+    fn remember(&mut self, row: &EventRow, happening: &Happening) {
+        let What::Health(health) = &happening.what else {
+            return;
+        };
+        let Some(backend) = health.backend else {
+            return;
+        };
+        let known = self.published.heard.get(&backend.id).copied();
+        let known = known.filter(|known| known.generation == row.generation);
+        let mut heard = known.unwrap_or(Heard {
+            generation: row.generation,
+            ejected: None,
+            forgiven: BackendFailuresRow::default(),
+        });
+        match health.kind {
+            EventKind::Ejected => heard.ejected = Some(happening.at),
+            EventKind::Returned => {
+                heard.ejected = None;
+                heard.forgiven = self.kernel.failures.get(backend.id);
+            }
+            _ => return,
+        }
+        self.published.heard.insert(backend.id, heard);
     }
 
     /// Remembers when a known endpoint's condition changes, so that people can be told its age.
@@ -253,6 +374,7 @@ impl Engine {
             self.arrived = None;
         }
         let attach_due = if progress.idle {
+            self.tell_tiers();
             self.attach_if_due(now)
         } else {
             None
@@ -273,10 +395,32 @@ impl Engine {
 
     /// Programs may eject as many backends as a service has, beyond those that they did.
     fn keep_limits_ahead(&mut self, now: Instant) {
-        let rows = &self.service_health;
+        let rows = &self.kernel.service_health;
         self.reconciler
             .allow_ejections(|service| rows.get(service).ejected_total);
         self.limits_at = now + LIMITS_EVERY;
+    }
+
+    /// Tells of services whose connections go to another tier now.
+    fn tell_tiers(&mut self) {
+        for moved in self.ports.review(&self.reconciler) {
+            let row = self.store.now().group(&moved.port.service);
+            let affinity = row
+                .service(Owner::Local)
+                .map(|row| row.affinity)
+                .unwrap_or_default();
+            let name = |rank: desired::Rank| rank.name(affinity);
+            let what = What::Tier {
+                before: moved.before.map(name),
+                now: moved.now.map(name),
+                port: moved.port,
+            };
+            self.monitors.tell(Happening {
+                at: Instant::now(),
+                what,
+            });
+        }
+        self.published.ports = self.ports.index.clone();
     }
 
     /// Clusters that the maps still hold backends of, on trust, and that nobody is linked with any more.

@@ -6,6 +6,7 @@ pub mod app;
 pub mod config;
 pub mod datapath;
 pub mod engine;
+pub mod events;
 pub mod mesh;
 pub mod metrics;
 pub mod view;

@@ -1,7 +1,9 @@
 //! What the node API answers: what is wanted from the store, what is there from the kernel's maps.
 
-mod lb;
+pub(crate) mod health;
+pub(crate) mod lb;
 mod mesh;
+mod monitor;
 mod services;
 mod status;
 
@@ -10,16 +12,19 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use isthmus_core::desired::Here;
-use isthmus_core::model::ClusterName;
+use isthmus_core::model::{ClusterId, ClusterName};
 use isthmus_mesh::feed::MeshStatus;
 use isthmus_mesh::http::Readiness;
 use isthmus_mesh::source::files::SourceStatus;
 use isthmus_proto::node::v1 as pb;
 use tokio::sync::watch;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::api::{NodeView, ViewError};
 use crate::datapath::{Datapath, DatapathError};
 use crate::engine::{Published, lock};
+use crate::events::Monitors;
 
 /// Everything that is looked at to answer. Cheap to share; takes no lock while it works but the datapath's own.
 #[derive(Debug)]
@@ -35,6 +40,11 @@ pub struct View {
     pub source: watch::Receiver<Arc<SourceStatus>>,
     /// The mesh, if the agent was given one.
     pub mesh: Option<MeshReceiver>,
+    pub monitors: Arc<Monitors>,
+    /// `--passive-health`.
+    pub passive_health: bool,
+    /// Ends what listens.
+    pub shutdown: CancellationToken,
     pub peer_stale_after: Duration,
     pub cluster_ttl: Duration,
 }
@@ -43,7 +53,7 @@ pub struct View {
 pub type MeshReceiver = watch::Receiver<Arc<MeshStatus>>;
 
 impl View {
-    fn published(&self) -> Arc<Published> {
+    pub(crate) fn published(&self) -> Arc<Published> {
         self.published.borrow().clone()
     }
 
@@ -82,6 +92,26 @@ impl NodeView for View {
     fn dump_lb(&self) -> Result<pb::DumpLbResponse, ViewError> {
         self.dump_lb()
     }
+
+    fn monitor(self: &Arc<Self>, asked: pb::MonitorRequest) -> ReceiverStream<pb::MonitorEvent> {
+        self.monitor(asked)
+    }
+}
+
+/// The name of cluster `id`; a word with the number for a peer whose name nobody said.
+pub(crate) fn cluster_name(
+    own: &ClusterName,
+    here: Here,
+    published: &Published,
+    id: u16,
+) -> String {
+    if id == here.cluster.get() {
+        return own.to_string();
+    }
+    let peer = ClusterId::try_from(id)
+        .ok()
+        .and_then(|id| published.rows.peer(id));
+    peer.map_or_else(|| format!("cluster-{id}"), |peer| peer.name.to_string())
 }
 
 fn seconds_since(then: Instant) -> f64 {

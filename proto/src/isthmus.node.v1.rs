@@ -7,6 +7,18 @@ pub struct GetClusterMeshRequest {}
 pub struct ListServicesRequest {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DumpLbRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MonitorRequest {
+    /// Events of this service only, `production/backend`; empty for all.
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+    /// Events of these kinds only; empty for all. Losses are told whatever is asked for.
+    #[prost(enumeration = "MonitorKind", repeated, tag = "2")]
+    pub kinds: ::prost::alloc::vec::Vec<i32>,
+    /// Events of backends of this cluster, and of this peer, only; empty for all.
+    #[prost(string, tag = "3")]
+    pub cluster: ::prost::alloc::string::String,
+}
 /// Who answers.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeInfo {
@@ -52,6 +64,101 @@ pub struct GetStatusResponse {
     /// Where the datapath sits.
     #[prost(message, optional, tag = "7")]
     pub kernel: ::core::option::Option<Kernel>,
+    /// What programs hold of backends.
+    #[prost(message, optional, tag = "8")]
+    pub health: ::core::option::Option<Health>,
+}
+/// What programs hold of backends, and what they counted.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Health {
+    /// `--passive-health`: failures eject backends.
+    #[prost(bool, tag = "1")]
+    pub passive: bool,
+    /// Backends that are left out of draws now, those whose time is over and that wait for a trial included.
+    #[prost(uint64, tag = "2")]
+    pub ejected: u64,
+    /// Backends that one connect tries now.
+    #[prost(uint64, tag = "3")]
+    pub on_trial: u64,
+    /// Backends at which connects failed lately.
+    #[prost(uint64, tag = "4")]
+    pub suspect: u64,
+    /// Ejections of the services that are served now, but for those after a failed trial.
+    #[prost(uint64, tag = "5")]
+    pub ejections: u64,
+    /// Connects to the services that are served now that we refused.
+    #[prost(uint64, tag = "6")]
+    pub refused: u64,
+    /// Draws of the services that are served now that found every backend ejected, and went on as if none were.
+    #[prost(uint64, tag = "7")]
+    pub all_ejected: u64,
+    /// Ejections that a service's limit did not allow, since the maps were made.
+    #[prost(uint64, tag = "8")]
+    pub capped: u64,
+    /// Failures of clients whose failures do not count, since the maps were made.
+    #[prost(uint64, tag = "9")]
+    pub not_counted: u64,
+    /// Backends that are ejected or on trial, by service and address, at most 32.
+    #[prost(message, repeated, tag = "10")]
+    pub backends: ::prost::alloc::vec::Vec<EjectedBackend>,
+    /// Those that are left out of `backends`.
+    #[prost(uint64, tag = "11")]
+    pub not_listed: u64,
+}
+/// A backend that is ejected or on trial.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EjectedBackend {
+    /// `production/backend`; empty if its service has gone meanwhile.
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+    /// IPv4 or IPv6, as people write it.
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    /// 1..65535.
+    #[prost(uint32, tag = "3")]
+    pub port: u32,
+    /// Name of its cluster.
+    #[prost(string, tag = "4")]
+    pub cluster: ::prost::alloc::string::String,
+    /// How it stands.
+    #[prost(message, optional, tag = "5")]
+    pub health: ::core::option::Option<BackendHealth>,
+}
+/// What programs of this node hold of a backend.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct BackendHealth {
+    /// How it stands.
+    #[prost(enumeration = "HealthKind", tag = "1")]
+    pub kind: i32,
+    /// Since it is so; for an ejected one since its first ejection, failed trials included. Absent if not known, as for an
+    /// ejection that an earlier agent was told of.
+    #[prost(double, optional, tag = "2")]
+    pub since_seconds: ::core::option::Option<f64>,
+    /// Until an ejected one's next trial is due, 0 if it is; until a trial's time is over. Absent for others.
+    #[prost(double, optional, tag = "3")]
+    pub until_seconds: ::core::option::Option<f64>,
+    /// Ejections since the last success but one.
+    #[prost(uint32, tag = "4")]
+    pub doublings: u32,
+    /// Connects that failed there since it last returned, as far as this agent was told; else since it has its row.
+    #[prost(message, optional, tag = "5")]
+    pub failures: ::core::option::Option<FailureCounts>,
+}
+/// Failed connects by cause, exact.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FailureCounts {
+    /// Refused by the backend's host.
+    #[prost(uint64, tag = "1")]
+    pub refused: u64,
+    /// No route, no host, or an ICMP error that says so.
+    #[prost(uint64, tag = "2")]
+    pub unreachable: u64,
+    /// Given up by the kernel without an answer.
+    #[prost(uint64, tag = "3")]
+    pub timed_out: u64,
+    /// Whose first SYN got no answer in time; some were answered later, others are among `timed_out` too.
+    #[prost(uint64, tag = "4")]
+    pub unanswered: u64,
 }
 /// A source of local objects.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -465,7 +572,8 @@ pub struct ServiceBackend {
     /// `local ready`, `remote ready`, `stale`; empty without a tier.
     #[prost(string, tag = "12")]
     pub tier_name: ::prost::alloc::string::String,
-    /// True if new connections are drawn from its tier now.
+    /// True if new connections go to it now: it is of the first tier with a backend that is not ejected, and is not ejected
+    /// itself; or, with all of all tiers ejected, it is of the first tier.
     #[prost(bool, tag = "13")]
     pub preferred: bool,
     /// Slots that it has in its tier: with `tier_slots` its share of the tier's connections. Absent without a tier.
@@ -480,6 +588,9 @@ pub struct ServiceBackend {
     /// Connects that the kernel sent there since it got that row; absent without one.
     #[prost(uint64, optional, tag = "17")]
     pub connects: ::core::option::Option<u64>,
+    /// What programs hold of it; absent without a row.
+    #[prost(message, optional, tag = "18")]
+    pub health: ::core::option::Option<BackendHealth>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DumpLbResponse {
@@ -498,6 +609,12 @@ pub struct DumpLbResponse {
     /// Rows of `counters`, each summed over the CPUs.
     #[prost(message, repeated, tag = "5")]
     pub counters: ::prost::alloc::vec::Vec<LbCounter>,
+    /// Rows of `service_health` and `service_limits` of services that a ring or a frontend names.
+    #[prost(message, repeated, tag = "6")]
+    pub services: ::prost::alloc::vec::Vec<LbService>,
+    /// The clock of health's rows at the answer: ticks of 65,536 ns since boot.
+    #[prost(uint64, tag = "7")]
+    pub now_ticks: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LbFrontend {
@@ -557,6 +674,51 @@ pub struct LbBackend {
     /// Connects that were sent there in this life.
     #[prost(uint64, tag = "8")]
     pub connects: u64,
+    /// Its row of `backend_health`: the state's word as it is, `time:48 mark:8 doublings:6 kind:2`.
+    #[prost(fixed64, tag = "9")]
+    pub health_word: u64,
+    /// Clients that stand there in this epoch or the last.
+    #[prost(uint32, tag = "10")]
+    pub standing: u32,
+    /// Its row of `backend_failures`, counts of this life.
+    #[prost(message, optional, tag = "11")]
+    pub failures: ::core::option::Option<FailureCounts>,
+    /// What counts against it since the last verified success.
+    #[prost(uint32, tag = "12")]
+    pub score: u32,
+    /// Clients whose failures make up the score.
+    #[prost(uint32, tag = "13")]
+    pub accusers: u32,
+    /// Clients to which it is closed now.
+    #[prost(uint32, tag = "14")]
+    pub closed: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LbService {
+    /// Its index in `rings`.
+    #[prost(uint32, tag = "1")]
+    pub service: u32,
+    /// Clients that stand at any of its backends in this epoch or the last.
+    #[prost(uint32, tag = "2")]
+    pub standing: u32,
+    /// Connects that we refused.
+    #[prost(uint64, tag = "3")]
+    pub refused: u64,
+    /// Draws that found every backend ejected.
+    #[prost(uint64, tag = "4")]
+    pub all_ejected: u64,
+    /// Ejections, but for those after a failed trial.
+    #[prost(uint64, tag = "5")]
+    pub ejected_total: u64,
+    /// A backend is ejected only while `ejected_total` is below this.
+    #[prost(uint64, tag = "6")]
+    pub allowed_total: u64,
+    /// Seconds that a client keeps its backend; 0 is no affinity.
+    #[prost(uint32, tag = "7")]
+    pub affinity_seconds: u32,
+    /// The row's flags as they are: 1 is that failures eject nobody.
+    #[prost(uint32, tag = "8")]
+    pub flags: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LbCounter {
@@ -569,6 +731,104 @@ pub struct LbCounter {
     /// Since the map was made.
     #[prost(uint64, tag = "3")]
     pub value: u64,
+}
+/// Something that happened.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MonitorEvent {
+    /// What.
+    #[prost(enumeration = "MonitorKind", tag = "1")]
+    pub kind: i32,
+    /// Since it happened.
+    #[prost(double, tag = "2")]
+    pub age_seconds: f64,
+    /// `production/backend`; empty if it is of no service, or of one that has gone meanwhile.
+    #[prost(string, tag = "3")]
+    pub service: ::prost::alloc::string::String,
+    /// The service port's name; empty for an unnamed single port.
+    #[prost(string, tag = "4")]
+    pub port_name: ::prost::alloc::string::String,
+    /// `TCP`, `UDP`; empty without a service.
+    #[prost(string, tag = "5")]
+    pub protocol: ::prost::alloc::string::String,
+    /// Index into `rings`; absent if it is of no service.
+    #[prost(uint32, optional, tag = "6")]
+    pub service_index: ::core::option::Option<u32>,
+    /// IPv4 or IPv6, as people write it; empty if it is of no backend, or of one that has gone meanwhile.
+    #[prost(string, tag = "7")]
+    pub address: ::prost::alloc::string::String,
+    /// The backend's port; 0 without an address.
+    #[prost(uint32, tag = "8")]
+    pub port: u32,
+    /// Name of the backend's cluster, or of the peer; empty for neither.
+    #[prost(string, tag = "9")]
+    pub cluster: ::prost::alloc::string::String,
+    /// Id of that cluster; absent if there is none, or not known.
+    #[prost(uint32, optional, tag = "10")]
+    pub cluster_id: ::core::option::Option<u32>,
+    /// After what: a cause of failure, a reason of refusal, or the last error of a peer's link; empty for none.
+    #[prost(string, tag = "11")]
+    pub cause: ::prost::alloc::string::String,
+    /// From the event to its end: an ejection's, or a backend's being closed to a client. Absent where nothing ends.
+    #[prost(double, optional, tag = "12")]
+    pub lasts_seconds: ::core::option::Option<f64>,
+    /// Ejections since the last success but one.
+    #[prost(uint32, tag = "13")]
+    pub doublings: u32,
+    /// Tells clients (network namespaces) apart, 0..55; two of many can share one. Absent if it is of no client.
+    #[prost(uint32, optional, tag = "14")]
+    pub client: ::core::option::Option<u32>,
+    /// The tier to which connections went, and go; empty for no backend at all. Of `MONITOR_KIND_TIER` only.
+    #[prost(string, tag = "15")]
+    pub tier_before: ::prost::alloc::string::String,
+    #[prost(string, tag = "16")]
+    pub tier: ::prost::alloc::string::String,
+    /// The peer's state before, and now; unspecified for a cluster that is not linked. Of `MONITOR_KIND_PEER` only.
+    #[prost(enumeration = "PeerState", tag = "17")]
+    pub peer_before: i32,
+    #[prost(enumeration = "PeerState", tag = "18")]
+    pub peer: i32,
+    /// How many events were lost. Of `MONITOR_KIND_UNTOLD` and `MONITOR_KIND_LOST` only.
+    #[prost(uint64, tag = "19")]
+    pub lost: u64,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum HealthKind {
+    Unspecified = 0,
+    /// Nothing is held against it.
+    Healthy = 1,
+    /// Connects failed lately; those that follow are watched.
+    Suspect = 2,
+    /// Left out of draws.
+    Ejected = 3,
+    /// One connect tries it.
+    Trial = 4,
+}
+impl HealthKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "HEALTH_KIND_UNSPECIFIED",
+            Self::Healthy => "HEALTH_KIND_HEALTHY",
+            Self::Suspect => "HEALTH_KIND_SUSPECT",
+            Self::Ejected => "HEALTH_KIND_EJECTED",
+            Self::Trial => "HEALTH_KIND_TRIAL",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HEALTH_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "HEALTH_KIND_HEALTHY" => Some(Self::Healthy),
+            "HEALTH_KIND_SUSPECT" => Some(Self::Suspect),
+            "HEALTH_KIND_EJECTED" => Some(Self::Ejected),
+            "HEALTH_KIND_TRIAL" => Some(Self::Trial),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -722,6 +982,85 @@ impl BackendState {
         }
     }
 }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MonitorKind {
+    Unspecified = 0,
+    /// A backend is left out of draws.
+    Ejected = 1,
+    /// A connect tries an ejected backend.
+    TrialBegan = 2,
+    /// The trial failed: ejected for longer.
+    TrialFailed = 3,
+    /// The trial ended without a word on the backend: the next client tries.
+    TrialAbandoned = 4,
+    /// A trial succeeded: connects go there again.
+    Returned = 5,
+    /// Closed to one client alone.
+    Closed = 6,
+    /// A client failed at two backends with no success between: its failures do not count until it succeeds.
+    Disbelieved = 7,
+    /// An ejection was due, and the service's limit did not allow it.
+    Capped = 8,
+    /// We refused a connect. Told at most once in 65 µs and CPU, together with the two kinds beside it.
+    Refused = 9,
+    /// All backends of all tiers are ejected: drawn as if none were.
+    AllEjected = 10,
+    /// Connections of a service go to another tier.
+    Tier = 11,
+    /// A peer changed its state.
+    Peer = 12,
+    /// Programs counted events that they did not tell one by one: they came too fast.
+    Untold = 13,
+    /// This caller was too slow for events.
+    Lost = 14,
+}
+impl MonitorKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MONITOR_KIND_UNSPECIFIED",
+            Self::Ejected => "MONITOR_KIND_EJECTED",
+            Self::TrialBegan => "MONITOR_KIND_TRIAL_BEGAN",
+            Self::TrialFailed => "MONITOR_KIND_TRIAL_FAILED",
+            Self::TrialAbandoned => "MONITOR_KIND_TRIAL_ABANDONED",
+            Self::Returned => "MONITOR_KIND_RETURNED",
+            Self::Closed => "MONITOR_KIND_CLOSED",
+            Self::Disbelieved => "MONITOR_KIND_DISBELIEVED",
+            Self::Capped => "MONITOR_KIND_CAPPED",
+            Self::Refused => "MONITOR_KIND_REFUSED",
+            Self::AllEjected => "MONITOR_KIND_ALL_EJECTED",
+            Self::Tier => "MONITOR_KIND_TIER",
+            Self::Peer => "MONITOR_KIND_PEER",
+            Self::Untold => "MONITOR_KIND_UNTOLD",
+            Self::Lost => "MONITOR_KIND_LOST",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MONITOR_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "MONITOR_KIND_EJECTED" => Some(Self::Ejected),
+            "MONITOR_KIND_TRIAL_BEGAN" => Some(Self::TrialBegan),
+            "MONITOR_KIND_TRIAL_FAILED" => Some(Self::TrialFailed),
+            "MONITOR_KIND_TRIAL_ABANDONED" => Some(Self::TrialAbandoned),
+            "MONITOR_KIND_RETURNED" => Some(Self::Returned),
+            "MONITOR_KIND_CLOSED" => Some(Self::Closed),
+            "MONITOR_KIND_DISBELIEVED" => Some(Self::Disbelieved),
+            "MONITOR_KIND_CAPPED" => Some(Self::Capped),
+            "MONITOR_KIND_REFUSED" => Some(Self::Refused),
+            "MONITOR_KIND_ALL_EJECTED" => Some(Self::AllEjected),
+            "MONITOR_KIND_TIER" => Some(Self::Tier),
+            "MONITOR_KIND_PEER" => Some(Self::Peer),
+            "MONITOR_KIND_UNTOLD" => Some(Self::Untold),
+            "MONITOR_KIND_LOST" => Some(Self::Lost),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod node_client {
     #![allow(
@@ -733,7 +1072,7 @@ pub mod node_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// The node API. Every call answers from memory or from the kernel's maps at once, and changes nothing.
+    /// The node API. Every call but `Monitor` answers from memory or from the kernel's maps at once; none changes anything.
     #[derive(Debug, Clone)]
     pub struct NodeClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -912,6 +1251,32 @@ pub mod node_client {
                 .insert(GrpcMethod::new("isthmus.node.v1.Node", "DumpLb"));
             self.inner.unary(req, path, codec).await
         }
+        /// What happens, as it happens, from the moment of the answer's headers until the caller leaves or the agent ends. A
+        /// caller that reads too slowly loses the oldest events, and is told how many.
+        pub async fn monitor(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MonitorRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::MonitorEvent>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/isthmus.node.v1.Node/Monitor",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("isthmus.node.v1.Node", "Monitor"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -957,8 +1322,20 @@ pub mod node_server {
             &self,
             request: tonic::Request<super::DumpLbRequest>,
         ) -> std::result::Result<tonic::Response<super::DumpLbResponse>, tonic::Status>;
+        /// Server streaming response type for the Monitor method.
+        type MonitorStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::MonitorEvent, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// What happens, as it happens, from the moment of the answer's headers until the caller leaves or the agent ends. A
+        /// caller that reads too slowly loses the oldest events, and is told how many.
+        async fn monitor(
+            &self,
+            request: tonic::Request<super::MonitorRequest>,
+        ) -> std::result::Result<tonic::Response<Self::MonitorStream>, tonic::Status>;
     }
-    /// The node API. Every call answers from memory or from the kernel's maps at once, and changes nothing.
+    /// The node API. Every call but `Monitor` answers from memory or from the kernel's maps at once; none changes anything.
     #[derive(Debug)]
     pub struct NodeServer<T> {
         inner: Arc<T>,
@@ -1205,6 +1582,52 @@ pub mod node_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/isthmus.node.v1.Node/Monitor" => {
+                    #[allow(non_camel_case_types)]
+                    struct MonitorSvc<T: Node>(pub Arc<T>);
+                    impl<
+                        T: Node,
+                    > tonic::server::ServerStreamingService<super::MonitorRequest>
+                    for MonitorSvc<T> {
+                        type Response = super::MonitorEvent;
+                        type ResponseStream = T::MonitorStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MonitorRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Node>::monitor(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MonitorSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -6,6 +6,8 @@
 
 #[path = "rows/connect.rs"]
 mod connect;
+#[path = "rows/events.rs"]
+mod events;
 #[path = "rows/health.rs"]
 mod health;
 #[path = "rows/life.rs"]
@@ -63,6 +65,7 @@ fn run(filter: Option<&str>) -> anyhow::Result<usize> {
     let rows: Vec<Row> = connect::rows()
         .into_iter()
         .chain(health::rows())
+        .chain(events::rows())
         .chain(life::rows())
         .chain(numbers::rows())
         .collect();

@@ -59,6 +59,8 @@ pub enum Command {
     /// The other clusters: their state, and links to them
     #[command(subcommand)]
     Clustermesh(Clustermesh),
+    /// What happens, live, until Ctrl-C: ejections, trials, returns, refusals, tiers, peers
+    Monitor(Monitor),
     /// Services and their backends in all clusters
     #[command(subcommand)]
     Service(Service),
@@ -148,6 +150,44 @@ pub struct Certs {
     pub ca: Option<PathBuf>,
 }
 
+/// Filters. Events that were lost are told whatever is asked for.
+#[derive(Debug, Args)]
+pub struct Monitor {
+    /// Events of this service only
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = service_name)]
+    pub service: Option<String>,
+    /// Events of these types only; repeat it, or separate them by commas
+    #[arg(long = "type", value_name = "TYPE", value_enum, value_delimiter = ',')]
+    pub types: Vec<EventType>,
+    /// Events of backends of this cluster, and of this peer, only
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<ClusterName>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EventType {
+    /// A backend is left out
+    Ejection,
+    /// A trial of an ejected backend began, failed or was abandoned
+    Trial,
+    /// A backend takes connections again
+    Return,
+    /// A backend is closed to one client alone
+    Closed,
+    /// A client's failures do not count until it succeeds
+    Disbelieved,
+    /// A service's limit did not allow an ejection
+    Capped,
+    /// The datapath refused a connect
+    Refusal,
+    /// Every backend of a service is ejected
+    AllEjected,
+    /// Connections of a service go to another tier
+    Tier,
+    /// A peer changed its state
+    Peer,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Service {
     /// One line for each frontend and backend
@@ -201,6 +241,17 @@ fn duration(text: &str) -> Result<Duration, String> {
         Err(wrong())
     } else {
         Ok(total)
+    }
+}
+
+/// `NAMESPACE/NAME`.
+fn service_name(text: &str) -> Result<String, String> {
+    let whole = |part: &str| !part.is_empty() && !part.contains(['/', ' ']);
+    match text.split_once('/') {
+        Some((namespace, name)) if whole(namespace) && whole(name) => Ok(text.to_owned()),
+        _ => Err(format!(
+            "{text:?} is no NAMESPACE/NAME like production/backend"
+        )),
     }
 }
 

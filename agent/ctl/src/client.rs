@@ -6,11 +6,11 @@ use anyhow::{Context, Result, anyhow};
 use isthmus_proto::node::v1::node_client::NodeClient;
 use isthmus_proto::node::v1::{
     DumpLbRequest, DumpLbResponse, GetClusterMeshRequest, GetClusterMeshResponse, GetStatusRequest,
-    GetStatusResponse, ListServicesRequest, ListServicesResponse,
+    GetStatusResponse, ListServicesRequest, ListServicesResponse, MonitorEvent, MonitorRequest,
 };
 use tokio::net::UnixStream;
-use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
 
 /// The largest map dump: 262,144 slots of 8 bytes, 65,536 frontends and backends of some 60, five times over.
 const ANSWER_MAX: usize = 64 << 20;
@@ -59,6 +59,11 @@ impl Agent {
     }
     pub async fn dump_lb(&mut self) -> Result<DumpLbResponse> {
         let answer = self.0.dump_lb(DumpLbRequest {}).await;
+        Ok(answer.map_err(said)?.into_inner())
+    }
+    /// What happens from the moment that this returns.
+    pub async fn monitor(&mut self, asked: MonitorRequest) -> Result<Streaming<MonitorEvent>> {
+        let answer = self.0.monitor(asked).await;
         Ok(answer.map_err(said)?.into_inner())
     }
 }

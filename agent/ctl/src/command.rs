@@ -2,6 +2,7 @@
 
 mod certs;
 mod link;
+mod monitor;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -31,6 +32,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
             link::disconnect(global, &name, &links).await
         }
         Command::Clustermesh(Clustermesh::Certs(order)) => certs::issue(global, &order),
+        Command::Monitor(filters) => monitor::watch(global, filters).await,
         Command::Service(Service::List) => services(global).await,
         Command::Bpf(Bpf::Lb(Lb::List)) => load_balancer(global).await,
     }

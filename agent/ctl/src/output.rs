@@ -103,15 +103,34 @@ pub fn render<R: Report>(report: &R, format: Format, style: Style) -> Result<Str
     })
 }
 
+/// One of many reports that follow each other: a line of JSON, a document of YAML.
+pub fn render_line<R: Report>(report: &R, format: Format, style: Style) -> Result<String> {
+    Ok(match format {
+        Format::Json => serde_json::to_string(&Document::new(report))? + "\n",
+        Format::Yaml => format!("---\n{}", render(report, format, style)?),
+        Format::Table | Format::Wide => render(report, format, style)?,
+    })
+}
+
 /// To standard output. A reader that went away (`| head`) is no error.
 pub fn print(text: &str) -> Result<()> {
+    print_on(text).map(drop)
+}
+
+/// To standard output; false if its reader went away.
+pub fn print_on(text: &str) -> Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(error).context("cannot write to standard output")
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("cannot write to standard output"),
     }
+}
+
+/// Says something on standard error that is no part of what was asked for.
+pub fn note(text: &str) {
+    // Nobody is left to hear that standard error is closed.
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Says on standard error why a command failed.

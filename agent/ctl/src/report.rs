@@ -1,9 +1,11 @@
 //! What is shown, as types: built from the agent's answer, judged, then printed as a table or as JSON.
 
 pub mod certs;
+pub mod health;
 pub mod lb;
 pub mod link;
 pub mod mesh;
+pub mod monitor;
 pub mod service;
 pub mod status;
 pub mod version;

@@ -14,6 +14,7 @@ use crate::report::certs::ClusterCertificates;
 use crate::report::lb::LoadBalancerMaps;
 use crate::report::link::ClusterLink;
 use crate::report::mesh::ClusterMeshStatus;
+use crate::report::monitor::MonitorEvent;
 use crate::report::service::ServiceList;
 use crate::report::status::NodeStatus;
 use crate::report::version::Version;
@@ -39,6 +40,7 @@ fn schemas_are_those_of_the_types() {
         schema::<ClusterLink>(),
         schema::<ClusterMeshStatus>(),
         schema::<LoadBalancerMaps>(),
+        schema::<MonitorEvent>(),
         schema::<NodeStatus>(),
         schema::<ServiceList>(),
         schema::<Version>(),

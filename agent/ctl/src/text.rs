@@ -16,6 +16,10 @@ impl Seconds {
     pub fn known(seconds: Option<f64>) -> Option<Self> {
         seconds.map(Self::new)
     }
+    /// The way from the other end.
+    pub fn negated(self) -> Self {
+        Self(-self.0)
+    }
     /// For latencies: below a second in milliseconds.
     pub fn fine(self) -> String {
         if self.0 < 1.0 {

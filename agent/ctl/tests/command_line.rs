@@ -1,17 +1,21 @@
 //! The binary itself, against an agent that says what a test wants: exit codes, formats, and what goes where.
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::pin::Pin;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use isthmus_proto::node::v1::node_server::{Node, NodeServer};
 use isthmus_proto::node::v1::{
     DumpLbRequest, DumpLbResponse, Feed, FeedState, Frontend, GetClusterMeshRequest,
     GetClusterMeshResponse, GetStatusRequest, GetStatusResponse, LbFrontend, ListServicesRequest,
-    ListServicesResponse, NodeInfo, Peer, PeerState, ServiceBackend,
+    ListServicesResponse, MonitorEvent, MonitorKind, MonitorRequest, NodeInfo, Peer, PeerState,
+    ServiceBackend,
 };
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
@@ -84,7 +88,30 @@ impl Node for FakeAgent {
             ..DumpLbResponse::default()
         }))
     }
+    type MonitorStream = Events;
+    /// One event of what was asked for; then nothing more, or, for cluster `west`, the agent's end.
+    async fn monitor(&self, asked: Request<MonitorRequest>) -> Result<Response<Events>, Status> {
+        let asked = asked.into_inner();
+        let event = MonitorEvent {
+            kind: asked
+                .kinds
+                .first()
+                .copied()
+                .unwrap_or(MonitorKind::Returned.into()),
+            service: asked.service,
+            ..MonitorEvent::default()
+        };
+        let once = tokio_stream::once(Ok(event));
+        let events: Events = if asked.cluster == "west" {
+            Box::pin(once)
+        } else {
+            Box::pin(once.chain(tokio_stream::pending()))
+        };
+        Ok(Response::new(events))
+    }
 }
+
+type Events = Pin<Box<dyn Stream<Item = Result<MonitorEvent, Status>> + Send>>;
 
 struct World {
     directory: tempfile::TempDir,
@@ -304,4 +331,80 @@ async fn a_link_is_written_waited_for_and_removed() {
     assert_eq!(world.run(&disconnect).await.code(), Some(0));
     assert!(!links.join("west.yaml").exists());
     assert_eq!(world.run(&disconnect).await.code(), Some(1));
+}
+
+/// A monitor that runs, and what it prints.
+struct Running {
+    child: Child,
+    out: BufReader<ChildStdout>,
+}
+
+impl World {
+    fn monitor(&self, args: &[&str]) -> Running {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_agentctl"))
+            .arg("monitor")
+            .args(args)
+            .env("ISTHMUS_SOCKET", self.socket())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        Running { child, out }
+    }
+}
+
+impl Running {
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.out.read_line(&mut line).unwrap();
+        line
+    }
+    fn end(self) -> Answer {
+        Answer(self.child.wait_with_output().unwrap())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_monitor_prints_events_as_they_come_and_ends_with_ctrl_c_as_0() {
+    let world = World::with_west(PeerState::Connected);
+    let filters = [
+        "--service",
+        "production/backend",
+        "--type",
+        "trial,ejection",
+    ];
+    let mut json = world.monitor(&[&filters[..], &["-o", "json"]].concat());
+    let event: serde_json::Value = serde_json::from_str(&json.line()).unwrap();
+    assert_eq!(event["kind"], "MonitorEvent");
+    assert_eq!(event["event"], "trial-began");
+    assert_eq!(event["service"], "production/backend");
+    let process = i32::try_from(json.child.id()).unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(process),
+        nix::sys::signal::Signal::SIGINT,
+    )
+    .unwrap();
+    let answer = json.end();
+    assert_eq!(answer.code(), Some(0), "{}", answer.err());
+    assert_eq!(answer.err(), "Monitoring; Ctrl-C ends it.\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_monitor_says_that_the_agent_has_ended_and_exits_1() {
+    let world = World::with_west(PeerState::Connected);
+    let mut plain = world.monitor(&["--cluster", "west"]);
+    assert!(plain.line().ends_with("takes connections again\n"));
+    let answer = plain.end();
+    assert_eq!(answer.code(), Some(1));
+    assert!(
+        answer
+            .err()
+            .ends_with("agent.sock has ended; nothing more is seen\n"),
+        "{}",
+        answer.err()
+    );
+    for args in [&["--service", "backend"][..], &["--type", "weather"]] {
+        assert_eq!(world.monitor(args).end().code(), Some(2), "{args:?}");
+    }
 }

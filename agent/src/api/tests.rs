@@ -52,6 +52,23 @@ impl NodeView for FakeView {
             ..DumpLbResponse::default()
         })
     }
+    fn monitor(self: &Arc<Self>, asked: MonitorRequest) -> ReceiverStream<MonitorEvent> {
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            // Until the caller leaves.
+            for number in 0.. {
+                let event = MonitorEvent {
+                    service: asked.service.clone(),
+                    lost: number,
+                    ..MonitorEvent::default()
+                };
+                if sender.send(event).await.is_err() {
+                    return;
+                }
+            }
+        });
+        ReceiverStream::new(receiver)
+    }
 }
 
 /// The group that this process makes files with, so that the tests need no root.
@@ -101,6 +118,28 @@ async fn every_call_gets_the_view_s_answer() {
     let refused = refused.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
     assert_eq!(refused.message(), "the state directory is being read");
+}
+
+#[tokio::test]
+async fn a_monitor_gets_what_it_asked_for_in_order_and_does_not_hold_up_a_stop() {
+    let world = World::start();
+    let mut client = world.client().await;
+    let asked = MonitorRequest {
+        service: "production/backend".to_owned(),
+        ..MonitorRequest::default()
+    };
+    let mut events = client.monitor(asked).await.unwrap().into_inner();
+    for number in 0..100 {
+        let event = events.message().await.unwrap().unwrap();
+        assert_eq!(
+            (event.service.as_str(), event.lost),
+            ("production/backend", number)
+        );
+    }
+    world.shutdown.cancel();
+    world.server.await.unwrap().unwrap();
+    // What is still on its way comes, then the end, as one of the two ways in which a connection ends.
+    while let Ok(Some(_)) = events.message().await {}
 }
 
 #[tokio::test]

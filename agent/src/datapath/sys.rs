@@ -370,3 +370,17 @@ pub fn grace_period() -> io::Result<()> {
         Err(io::Error::last_os_error())
     }
 }
+
+/// The clock that programs tell time by, in nanoseconds (`CLOCK_MONOTONIC`, `bpf_ktime_get_ns`). [`std::time::Instant`] is
+/// the same clock, and hides its number.
+#[must_use]
+pub fn clock() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the call writes one `timespec` there.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    assert!(result == 0, "every Linux has this clock");
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
+}

@@ -258,17 +258,21 @@ impl<V: IntoBytes + FromBytes + Immutable> TableBackend<u32, V> for MappedArray<
 /// # Errors
 /// If the kernel refuses the read, or does not say how many CPUs it may have.
 pub fn read_counters(map: &OwnedFd, count: u32) -> io::Result<Vec<u64>> {
+    (0..count).map(|index| read_counter(map, index)).collect()
+}
+
+/// One of them.
+///
+/// # Errors
+/// As [`read_counters`].
+pub fn read_counter(map: &OwnedFd, index: u32) -> io::Result<u64> {
     let mut values = vec![0_u64; possible_cpus()?];
-    (0..count)
-        .map(|index| {
-            sys::map_lookup(
-                map.as_fd(),
-                index.as_bytes(),
-                values.as_mut_slice().as_mut_bytes(),
-            )?;
-            Ok(values.iter().sum())
-        })
-        .collect()
+    sys::map_lookup(
+        map.as_fd(),
+        index.as_bytes(),
+        values.as_mut_slice().as_mut_bytes(),
+    )?;
+    Ok(values.iter().sum())
 }
 
 fn possible_cpus() -> io::Result<usize> {

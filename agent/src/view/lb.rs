@@ -1,21 +1,30 @@
 //! The load balancer's maps as the kernel holds them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use isthmus_abi::{
-    BackendHealthRow, BackendRow, Counter, Frontend4Key, Frontend6Key, FrontendValue, Ring,
-    ScopeProtocol, Slot, TierHead, backend_state,
+    BackendFailuresRow, BackendRow, Counter, Frontend4Key, Frontend6Key, FrontendValue, Ring,
+    ScopeProtocol, ServiceHealthRow, ServiceLimitsRow, Slot, TierHead, backend_state,
 };
 use isthmus_core::model::{Address, Protocol};
 use isthmus_core::table::TableBackend;
 use isthmus_proto::node::v1 as pb;
 
 use super::View;
+use super::health::{HealthRow, HealthRows, closed, failure_counts, run, standing};
 use crate::api::ViewError;
-use crate::datapath::{Datapath, DatapathError, MappedArray};
+use crate::datapath::{Datapath, DatapathError, MappedArray, clock};
 
 /// A backend's row, by what names it.
-pub(super) type BackendIds = HashMap<(u32, Address, u16), (u32, u64)>;
+pub(super) type Backends = HashMap<(u32, Address, u16), Backend>;
+
+/// A backend as the kernel has it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Backend {
+    pub(super) id: u32,
+    pub(super) generation: u32,
+    pub(super) health: HealthRow,
+}
 
 /// A frontend, by address, port and protocol number.
 pub(super) type ServiceIndices = HashMap<(Address, u16, u16), u32>;
@@ -23,15 +32,51 @@ pub(super) type ServiceIndices = HashMap<(Address, u16, u16), u32>;
 impl View {
     pub(super) fn dump_lb(&self) -> Result<pb::DumpLbResponse, ViewError> {
         self.with_datapath(|datapath| {
+            let health = HealthRows::open(datapath)?;
+            let frontends = frontends(datapath)?;
+            let rings = rings(datapath)?;
             Ok(pb::DumpLbResponse {
                 node: Some(self.node_info()),
-                frontends: frontends(datapath)?,
-                rings: rings(datapath)?,
-                backends: backends(datapath)?,
+                services: services(datapath, &frontends, &rings)?,
+                frontends,
+                rings,
+                backends: backends(datapath, &health)?,
                 counters: counters(datapath)?,
+                now_ticks: health.now(),
             })
         })
     }
+}
+
+/// What is held of services that a frontend or a ring names.
+fn services(
+    datapath: &Datapath,
+    frontends: &[pb::LbFrontend],
+    rings: &[pb::LbRing],
+) -> Result<Vec<pb::LbService>, DatapathError> {
+    let health = datapath.array::<ServiceHealthRow>("service_health")?;
+    let limits = datapath.array::<ServiceLimitsRow>("service_limits")?;
+    let now = clock();
+    // The row of an address alone names no service.
+    let named = frontends.iter().map(|row| row.service);
+    let named: BTreeSet<u32> = named
+        .chain(rings.iter().map(|row| row.service))
+        .filter(|service| *service < health.capacity())
+        .collect();
+    let row = |service| {
+        let (health, limits) = (health.get(service), limits.get(service));
+        pb::LbService {
+            service,
+            standing: standing(health.standing, now),
+            refused: health.refused,
+            all_ejected: health.all_ejected,
+            ejected_total: health.ejected_total,
+            allowed_total: limits.allowed_total,
+            affinity_seconds: limits.affinity_seconds,
+            flags: limits.flags,
+        }
+    };
+    Ok(named.into_iter().map(row).collect())
 }
 
 /// Shows every frontend: address, host port, protocol number, scope, service.
@@ -118,10 +163,11 @@ fn span(slots: &MappedArray<Slot>, ring: Ring) -> Vec<u64> {
     (0..end).map_while(word).collect()
 }
 
-fn backends(datapath: &Datapath) -> Result<Vec<pb::LbBackend>, DatapathError> {
-    let health = datapath.array::<BackendHealthRow>("backend_health")?;
+fn backends(datapath: &Datapath, health: &HealthRows) -> Result<Vec<pb::LbBackend>, DatapathError> {
     let mut rows = Vec::new();
     each_backend(datapath, &mut |id, row| {
+        let health_row = health.get(id);
+        let (score, accusers) = run(health_row.failures.run);
         rows.push(pb::LbBackend {
             id,
             address: Address::from_words(row.address).to_string(),
@@ -130,13 +176,22 @@ fn backends(datapath: &Datapath) -> Result<Vec<pb::LbBackend>, DatapathError> {
             cluster: row.cluster.into(),
             service: row.service,
             generation: row.generation,
-            connects: health.get(id).connects,
+            connects: health_row.connects,
+            health_word: health_row.state.0,
+            standing: health_row.standing,
+            failures: Some(failure_counts(
+                &health_row.failures,
+                &BackendFailuresRow::default(),
+            )),
+            score,
+            accusers,
+            closed: closed(&health_row.failures, health.now()),
         });
     })?;
     Ok(rows)
 }
 
-fn each_backend(
+pub(crate) fn each_backend(
     datapath: &Datapath,
     visit: &mut dyn FnMut(u32, BackendRow),
 ) -> Result<(), DatapathError> {
@@ -174,17 +229,24 @@ pub(super) fn service_indices(datapath: &Datapath) -> Result<ServiceIndices, Dat
     Ok(indices)
 }
 
-/// Backends' ids and connects, as the kernel has them.
-pub(super) fn backend_ids(datapath: &Datapath) -> Result<BackendIds, DatapathError> {
-    let health = datapath.array::<BackendHealthRow>("backend_health")?;
-    let mut ids = HashMap::new();
+/// Backends as the kernel has them.
+pub(super) fn backends_by_name(
+    datapath: &Datapath,
+    health: &HealthRows,
+) -> Result<Backends, DatapathError> {
+    let mut backends = HashMap::new();
     each_backend(datapath, &mut |id, row| {
         let key = (
             row.service,
             Address::from_words(row.address),
             row.net_port().to_host(),
         );
-        ids.insert(key, (id, health.get(id).connects));
+        let backend = Backend {
+            id,
+            generation: row.generation,
+            health: health.get(id),
+        };
+        backends.insert(key, backend);
     })?;
-    Ok(ids)
+    Ok(backends)
 }

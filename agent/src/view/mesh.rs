@@ -69,18 +69,21 @@ fn link_error((text, age): &(String, Age), tries: u32, now: Instant) -> pb::Link
     }
 }
 
+pub(super) fn peer_state(state: PeerState) -> pb::PeerState {
+    match state {
+        PeerState::Connecting => pb::PeerState::Connecting,
+        PeerState::Connected => pb::PeerState::Connected,
+        PeerState::Stale => pb::PeerState::Stale,
+        PeerState::Refused => pb::PeerState::Refused,
+        PeerState::Dropped => pb::PeerState::Dropped,
+    }
+}
+
 fn peer(status: &PeerStatus, now: Instant) -> pb::Peer {
     pb::Peer {
         name: status.name.to_string(),
         id: status.id.map(|id| id.get().into()),
-        state: match status.state {
-            PeerState::Connecting => pb::PeerState::Connecting,
-            PeerState::Connected => pb::PeerState::Connected,
-            PeerState::Stale => pb::PeerState::Stale,
-            PeerState::Refused => pb::PeerState::Refused,
-            PeerState::Dropped => pb::PeerState::Dropped,
-        }
-        .into(),
+        state: peer_state(status.state).into(),
         state_seconds: status.state_since.as_ref().map(|age| seconds(age, now)),
         last_word_seconds: status.last_word.as_ref().map(|age| seconds(age, now)),
         hears_us: match status.hears_us {

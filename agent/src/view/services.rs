@@ -7,24 +7,35 @@ use isthmus_core::model::{Condition, ObjectName};
 use isthmus_core::store::Owner;
 use isthmus_proto::node::v1 as pb;
 
-use super::lb::{BackendIds, ServiceIndices, backend_ids, service_indices};
-use super::{View, seconds_since};
+use super::health::{HealthRows, backend_health};
+use super::lb::{Backend, Backends, ServiceIndices, backends_by_name, service_indices};
+use super::{View, cluster_name, seconds_since};
 use crate::api::ViewError;
 use crate::engine::Published;
 
 /// What the kernel's maps say, for all services at once.
 struct Kernel {
     services: ServiceIndices,
-    backends: BackendIds,
+    backends: Backends,
+    /// In ticks of health's rows.
+    now: u64,
+}
+
+impl Kernel {
+    fn backend(&self, index: Option<u32>, backend: &BackendView) -> Option<&Backend> {
+        self.backends.get(&(index?, backend.address, backend.port))
+    }
 }
 
 impl View {
     pub(super) fn services(&self) -> Result<pb::ListServicesResponse, ViewError> {
         let published = self.published();
         let kernel = self.with_datapath(|datapath| {
+            let health = HealthRows::open(datapath)?;
             Ok(Kernel {
                 services: service_indices(datapath)?,
-                backends: backend_ids(datapath)?,
+                backends: backends_by_name(datapath, &health)?,
+                now: health.now(),
             })
         })?;
         let names: Vec<&ObjectName> = published.rows.names().collect();
@@ -80,11 +91,13 @@ impl View {
             }
             (None, None, true) => "not in the kernel yet".to_owned(),
         };
-        let tiers = Tiers::of(&view.backends);
-        let backends = view
-            .backends
-            .iter()
-            .filter(|backend| backend.address.is_v4() == address.is_v4());
+        let own_family = |backend: &&BackendView| backend.address.is_v4() == address.is_v4();
+        let backends = view.backends.iter().filter(own_family);
+        let is_out = |backend: &BackendView| {
+            let row = kernel.backend(index, backend);
+            row.is_some_and(|row| row.health.is_out())
+        };
+        let tiers = Tiers::of(backends.clone(), is_out);
         pb::Frontend {
             service: service.name.to_string(),
             port_name: view.port_name.to_string(),
@@ -127,8 +140,11 @@ impl View {
         let changed = published
             .changed
             .get(&(owner, service.name.clone(), backend.address));
-        let row =
-            index.and_then(|index| kernel.backends.get(&(index, backend.address, backend.port)));
+        let row = kernel.backend(index, backend);
+        let health = row.map(|row| {
+            let heard = published.heard_of(row.id, row.generation);
+            backend_health(&row.health, kernel.now, heard)
+        });
         let state = match backend.condition {
             Condition::NotReady => pb::BackendState::NotReady,
             _ if stale => pb::BackendState::Stale,
@@ -138,11 +154,7 @@ impl View {
         pb::ServiceBackend {
             address: backend.address.to_string(),
             port: backend.port.into(),
-            cluster: match &backend.cluster_name {
-                Some(name) => name.to_string(),
-                None if local => self.cluster.to_string(),
-                None => format!("cluster-{}", backend.cluster),
-            },
+            cluster: cluster_name(&self.cluster, self.here, published, backend.cluster.get()),
             cluster_id: backend.cluster.get().into(),
             local,
             node: backend.node.to_string(),
@@ -155,11 +167,14 @@ impl View {
                 .rank
                 .map(|rank| rank.name(service.affinity).to_owned())
                 .unwrap_or_default(),
-            preferred: backend.preferred,
+            preferred: backend.rank.is_some()
+                && backend.rank == tiers.serving
+                && (tiers.fallen_open || row.is_none_or(|row| !row.health.is_out())),
             slots: backend.rank.map(|_| 1),
             tier_slots: backend.rank.map(|rank| tiers.size(rank)),
-            backend_id: row.map(|(id, _)| *id),
-            connects: row.map(|(_, connects)| *connects),
+            backend_id: row.map(|row| row.id),
+            connects: row.map(|row| row.health.connects),
+            health,
         }
     }
 }
@@ -168,17 +183,33 @@ impl View {
 struct Tiers {
     ranks: Vec<Rank>,
     sizes: HashMap<Rank, u32>,
+    /// Where connections go: the first tier with a backend that is not ejected.
+    serving: Option<Rank>,
+    /// There is none: the first tier serves as if none of it were ejected.
+    fallen_open: bool,
 }
 
 impl Tiers {
-    fn of(backends: &[BackendView]) -> Self {
+    fn of<'a>(
+        backends: impl Iterator<Item = &'a BackendView> + Clone,
+        is_out: impl Fn(&BackendView) -> bool,
+    ) -> Self {
         let mut sizes = HashMap::new();
-        for rank in backends.iter().filter_map(|backend| backend.rank) {
+        for rank in backends.clone().filter_map(|backend| backend.rank) {
             *sizes.entry(rank).or_default() += 1;
         }
         let mut ranks: Vec<Rank> = sizes.keys().copied().collect();
         ranks.sort_unstable();
-        Self { ranks, sizes }
+        let able = backends
+            .filter(|backend| !is_out(backend))
+            .filter_map(|backend| backend.rank)
+            .min();
+        Self {
+            serving: able.or(ranks.first().copied()),
+            fallen_open: able.is_none(),
+            ranks,
+            sizes,
+        }
     }
 
     fn place(&self, rank: Rank) -> Option<u32> {

@@ -28,6 +28,7 @@ impl View {
                     .collect(),
                 reconcile: Some(reconcile(&published)),
                 kernel: Some(self.kernel(datapath, &published)),
+                health: Some(self.health(datapath, &published)?),
             })
         })
     }

@@ -47,6 +47,22 @@ impl EventKind {
         Self::AllEjected,
     ];
 
+    /// As metrics name it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ejected => "ejected",
+            Self::TrialBegan => "trial_began",
+            Self::TrialFailed => "trial_failed",
+            Self::TrialAbandoned => "trial_abandoned",
+            Self::Returned => "returned",
+            Self::Closed => "closed",
+            Self::Disbelieved => "disbelieved",
+            Self::Capped => "capped",
+            Self::Refused => "refused",
+            Self::AllEjected => "all_ejected",
+        }
+    }
     #[must_use]
     pub fn from_abi(kind: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|known| *known as u8 == kind)
@@ -74,6 +90,17 @@ impl FailureCause {
         Self::TimedOut,
     ];
 
+    /// As `agentctl` names it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::Unanswered => "unanswered",
+            Self::TimedOut => "timed out",
+        }
+    }
     #[must_use]
     pub fn from_abi(cause: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|known| *known as u8 == cause)

@@ -17,7 +17,7 @@ use super::connect::{Kind, connect, open};
 use super::world::{SERVICE_PORT, SERVICE4, SERVICE6, TCP4, TCP6, UDP4, World};
 
 /// Enough connects that each of a few backends is drawn, but for one in 10¹⁰ runs.
-const MANY: usize = 80;
+pub(super) const MANY: usize = 80;
 
 pub fn rows() -> Vec<Row> {
     let row = |name: &str, row: fn(&mut World) -> anyhow::Result<()>| -> Row {
@@ -75,7 +75,7 @@ pub fn rows() -> Vec<Row> {
 }
 
 /// Backends of a row: a port that listens, and one that is closed.
-struct Pair {
+pub(super) struct Pair {
     service: u32,
     address: IpAddr,
     alive: TcpListener,
@@ -83,10 +83,10 @@ struct Pair {
 }
 
 impl Pair {
-    const ALIVE: u32 = 0;
-    const DEAD: u32 = 1;
+    pub(super) const ALIVE: u32 = 0;
+    pub(super) const DEAD: u32 = 1;
 
-    fn new(world: &mut World, kind: Kind) -> anyhow::Result<Self> {
+    pub(super) fn new(world: &mut World, kind: Kind) -> anyhow::Result<Self> {
         let (service, address, local): (u32, IpAddr, IpAddr) = match kind {
             Kind::V6 => (TCP6, SERVICE6.into(), world.backend6.ip()),
             _ => (TCP4, SERVICE4.into(), Ipv4Addr::new(127, 0, 1, 2).into()),
@@ -119,7 +119,13 @@ impl Pair {
         };
         Ok(world.tables().service_limits.put(self.service, row)?)
     }
-    fn id(&self, which: u32) -> u32 {
+    pub(super) fn service(&self) -> u32 {
+        self.service
+    }
+    pub(super) fn dead(&self) -> SocketAddr {
+        self.dead
+    }
+    pub(super) fn id(&self, which: u32) -> u32 {
         self.service * 4 + which
     }
     fn health(&self, world: &World, which: u32) -> anyhow::Result<BackendHealthRow> {
@@ -128,10 +134,15 @@ impl Pair {
             .array::<BackendHealthRow>("backend_health")?;
         Ok(rows.get(self.id(which)))
     }
-    fn state(&self, world: &World, which: u32) -> anyhow::Result<HealthState> {
+    pub(super) fn state(&self, world: &World, which: u32) -> anyhow::Result<HealthState> {
         Ok(HealthState(self.health(world, which)?.state))
     }
-    fn set_state(&self, world: &mut World, which: u32, state: HealthState) -> anyhow::Result<()> {
+    pub(super) fn set_state(
+        &self,
+        world: &mut World,
+        which: u32,
+        state: HealthState,
+    ) -> anyhow::Result<()> {
         let row = BackendHealthRow {
             state: state.0,
             ..self.health(world, which)?
@@ -151,7 +162,7 @@ impl Pair {
         Ok(rows.get(self.service))
     }
     /// Connects once. The established socket, or the errno.
-    fn connect(&self, kind: Kind) -> anyhow::Result<Result<Socket, i32>> {
+    pub(super) fn connect(&self, kind: Kind) -> anyhow::Result<Result<Socket, i32>> {
         let to = match (kind, self.address) {
             (Kind::Mapped, IpAddr::V4(v4)) => {
                 SocketAddr::new(v4.to_ipv6_mapped().into(), SERVICE_PORT)
@@ -165,7 +176,7 @@ impl Pair {
         })
     }
     /// Connects `times`, keeping what is established open meanwhile; how many were refused.
-    fn connects(&self, kind: Kind, times: usize) -> anyhow::Result<usize> {
+    pub(super) fn connects(&self, kind: Kind, times: usize) -> anyhow::Result<usize> {
         let mut open = Vec::new();
         let mut refused = 0;
         for _ in 0..times {
@@ -179,7 +190,7 @@ impl Pair {
         Ok(refused)
     }
     /// Until this client stands.
-    fn prove(&self, world: &mut World, kind: Kind) -> anyhow::Result<()> {
+    pub(super) fn prove(&self, world: &mut World, kind: Kind) -> anyhow::Result<()> {
         self.set_state(world, Self::DEAD, far_ejection())?;
         let refused = self.connects(kind, 10)?;
         ensure!(refused == 0, "{refused} of the first connects were refused");

@@ -313,9 +313,13 @@ impl World {
     }
 
     /// What a program's counter has gained since the row began.
-    pub fn expect_counter(&self, counter: Counter, wanted: u64) -> anyhow::Result<()> {
+    pub fn gained(&self, counter: Counter) -> anyhow::Result<u64> {
         let place = counter as usize;
-        let gained = self.datapath().counters()?[place] - self.counters[place];
+        Ok(self.datapath().counters()?[place] - self.counters[place])
+    }
+
+    pub fn expect_counter(&self, counter: Counter, wanted: u64) -> anyhow::Result<()> {
+        let gained = self.gained(counter)?;
         ensure!(
             gained == wanted,
             "{counter:?} gained {gained}, not {wanted}"

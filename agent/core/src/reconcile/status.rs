@@ -153,6 +153,17 @@ impl Reconciler {
             .as_ref()
     }
 
+    /// The ports of a Service that have an index, each with the first tier of its ring: where its connections go. None for
+    /// an empty ring.
+    pub fn ports(&self, name: &ObjectName) -> impl Iterator<Item = (u32, &PortKey, Option<Rank>)> {
+        let ports = self.objects.get(name).map(|object| object.ports.as_slice());
+        ports.unwrap_or_default().iter().filter_map(|&sid| {
+            let service = self.services.get(sid)?;
+            let first = service.ring.tiers.first().map(|tier| tier.rank);
+            Some((service.index?, &service.name.as_ref()?.1, first))
+        })
+    }
+
     /// Every service port that has an index, as we know it to stand in the maps.
     pub fn dump(&self) -> impl Iterator<Item = ServiceDump> + '_ {
         self.services.iter().filter_map(|(sid, service)| {

@@ -51,6 +51,13 @@ impl Node for FakeAgent {
     async fn dump_lb(&self, _: Request<DumpLbRequest>) -> Result<Response<DumpLbResponse>, Status> {
         Err(Status::unimplemented(""))
     }
+    type MonitorStream = tokio_stream::Empty<Result<MonitorEvent, Status>>;
+    async fn monitor(
+        &self,
+        _: Request<MonitorRequest>,
+    ) -> Result<Response<Self::MonitorStream>, Status> {
+        Ok(Response::new(tokio_stream::empty()))
+    }
 }
 
 struct World {

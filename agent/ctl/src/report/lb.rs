@@ -5,13 +5,18 @@ mod text;
 #[cfg(test)]
 mod tests;
 
-use isthmus_abi::{Ring as RingWord, Slot as SlotWord, TierHead};
+use isthmus_abi::{
+    HealthState as HealthWord, Ring as RingWord, Slot as SlotWord, TICK_SHIFT, TierHead,
+    health_kind, service_flags,
+};
 use isthmus_proto::node::v1 as proto;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Node;
+use super::health::{Failures, HealthState};
 use crate::output::{Report, Style};
+use crate::text::Seconds;
 
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -21,8 +26,10 @@ pub struct LoadBalancerMaps {
     pub frontends: Vec<Frontend>,
     /// Rows of `rings` that are not 0, with their rows of `slots`.
     pub rings: Vec<Ring>,
-    /// Rows of `backends` that are not free.
+    /// Rows of `backends` that are not free, with those of `backend_health` and `backend_failures`.
     pub backends: Vec<Backend>,
+    /// Rows of `service_health` and `service_limits` of services that a ring or a frontend names.
+    pub services: Vec<Service>,
     /// Rows of `counters`, each summed over the CPUs.
     pub counters: Vec<Counter>,
     /// What does not fit together. Maps change while they are read: look twice.
@@ -77,7 +84,7 @@ pub struct Slot {
     pub service: u32,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Backend {
     /// Its index in `backends`.
@@ -92,6 +99,57 @@ pub struct Backend {
     pub generation: u32,
     /// Connects that were sent there in this life.
     pub connects: u64,
+    pub health: BackendHealth,
+}
+
+/// What programs hold of a backend.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendHealth {
+    /// The state as it is: 16 hexadecimal digits.
+    pub word: String,
+    pub state: HealthState,
+    /// How long ago, or until, what the state's time says: since it is suspect (negative), until an ejection or a trial is
+    /// over (negative if it is). Null for a healthy one.
+    pub time_seconds: Option<Seconds>,
+    /// Ejections since the last success but one.
+    pub doublings: u32,
+    /// The client of a trial.
+    pub client: Option<u32>,
+    /// Clients that were seen established there, in this epoch or the last.
+    pub standing: u32,
+    /// Of this life.
+    pub failures: Failures,
+    /// What counts against it since the last verified success; 15 eject.
+    pub score: u32,
+    /// Clients whose failures make up the score.
+    pub accusers: u32,
+    /// Clients to which it is closed now.
+    pub closed: u32,
+}
+
+/// What programs hold of a service, and how far they may go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Service {
+    /// Its index in `rings`.
+    pub service: u32,
+    /// Clients that were seen established at any of its backends, in this epoch or the last.
+    pub standing: u32,
+    /// Connects that the datapath refused.
+    pub refused: u64,
+    /// Draws that found every backend ejected.
+    pub all_ejected: u64,
+    /// Ejections, but for those after a failed trial.
+    pub ejected_total: u64,
+    /// A backend is ejected only while `ejectedTotal` is below this.
+    pub allowed_total: u64,
+    /// Seconds that a client keeps its backend; 0 is no affinity.
+    pub affinity_seconds: u32,
+    /// Failures eject nobody.
+    pub no_passive_health: bool,
+    /// The row's flags as they are.
+    pub flags: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
@@ -112,7 +170,9 @@ impl LoadBalancerMaps {
             scope: row.scope,
             service: row.service,
         });
+        let now = answer.now_ticks;
         let backends = answer.backends.into_iter().map(|row| Backend {
+            health: BackendHealth::new(&row, now),
             id: row.id,
             address: row.address,
             port: row.port,
@@ -127,6 +187,17 @@ impl LoadBalancerMaps {
             name: row.name,
             value: row.value,
         });
+        let services = answer.services.into_iter().map(|row| Service {
+            service: row.service,
+            standing: row.standing,
+            refused: row.refused,
+            all_ejected: row.all_ejected,
+            ejected_total: row.ejected_total,
+            allowed_total: row.allowed_total,
+            affinity_seconds: row.affinity_seconds,
+            no_passive_health: row.flags & service_flags::NO_PASSIVE_HEALTH != 0,
+            flags: row.flags,
+        });
         let mut oddities = Vec::new();
         let rings = answer.rings.iter().map(|row| Ring::new(row, &mut oddities));
         let mut maps = Self {
@@ -134,6 +205,7 @@ impl LoadBalancerMaps {
             frontends: frontends.collect(),
             rings: rings.collect(),
             backends: backends.collect(),
+            services: services.collect(),
             counters: counters.collect(),
             oddities: Vec::new(),
         };
@@ -143,6 +215,7 @@ impl LoadBalancerMaps {
         });
         maps.rings.sort_by_key(|ring| ring.service);
         maps.backends.sort_by_key(|backend| backend.id);
+        maps.services.sort_by_key(|service| service.service);
         maps.oddities = oddities;
         maps.find_oddities();
         maps
@@ -186,6 +259,36 @@ impl LoadBalancerMaps {
             }
         }
         self.oddities.append(&mut found);
+    }
+}
+
+impl BackendHealth {
+    fn new(row: &proto::LbBackend, now: u64) -> Self {
+        let word = HealthWord(row.health_word);
+        let state = match word.kind() {
+            health_kind::HEALTHY => HealthState::Healthy,
+            health_kind::SUSPECT => HealthState::Suspect,
+            health_kind::EJECTED => HealthState::Ejected,
+            _ => HealthState::Trial,
+        };
+        #[expect(clippy::cast_precision_loss, reason = "48 bits of ticks fit")]
+        let seconds = |ticks: u64| ticks as f64 * f64::from(1_u32 << TICK_SHIFT) / 1e9;
+        let time = || match word.time().checked_sub(now) {
+            Some(left) => seconds(left),
+            None => -seconds(now - word.time()),
+        };
+        Self {
+            word: format!("{:016x}", row.health_word),
+            state,
+            time_seconds: (state != HealthState::Healthy).then(|| Seconds::new(time())),
+            doublings: word.doublings(),
+            client: (state == HealthState::Trial).then(|| word.mark()),
+            standing: row.standing,
+            failures: row.failures.unwrap_or_default().into(),
+            score: row.score,
+            accusers: row.accusers,
+            closed: row.closed,
+        }
     }
 }
 

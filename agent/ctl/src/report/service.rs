@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Node;
+use super::health::Health;
 use crate::output::{Report, Style};
 use crate::text::Seconds;
 
@@ -69,7 +70,8 @@ pub struct Backend {
     /// From 0; tiers are tried in that order. Null if no connection goes to it.
     pub tier: Option<u32>,
     pub tier_name: Option<String>,
-    /// New connections are drawn from its tier now.
+    /// New connections go to it now: it is of the first tier with a backend that is not ejected, and is not ejected itself;
+    /// or every backend is ejected, and it is of the first tier.
     pub preferred: bool,
     /// Its share of the tier's connections, 0 to 1.
     pub tier_share: Option<f64>,
@@ -77,6 +79,8 @@ pub struct Backend {
     pub backend_id: Option<u32>,
     /// Connects that the kernel sent there since it has that id.
     pub connects: Option<u64>,
+    /// What the kernel holds of it; null if it has no id there.
+    pub health: Option<Health>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
@@ -157,6 +161,7 @@ impl Backend {
         let state_seconds = Seconds::known(backend.state_seconds);
         let reason = known(backend.reason);
         let marked = backend.preferred && preference_is_remarkable;
+        let health = backend.health.map(Health::from);
         let share = backend.slots.zip(backend.tier_slots);
         Self {
             address: backend.address,
@@ -167,7 +172,7 @@ impl Backend {
             node: known(backend.node),
             zone: known(backend.zone),
             state,
-            state_text: text::state(state, state_seconds, reason.as_deref(), marked),
+            state_text: text::state(state, state_seconds, reason.as_deref(), health, marked),
             reason,
             state_seconds,
             tier: backend.tier,
@@ -178,6 +183,7 @@ impl Backend {
                 .map(|(slots, all)| f64::from(slots) / f64::from(all)),
             backend_id: backend.backend_id,
             connects: backend.connects,
+            health,
         }
     }
 }

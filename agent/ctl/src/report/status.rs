@@ -10,6 +10,7 @@ use isthmus_proto::node::v1 as proto;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::health::Health;
 use super::mesh::{ClusterMeshStatus, FeedState};
 use super::{Attention, Node, has_fault};
 use crate::output::{Report, Style};
@@ -24,6 +25,8 @@ pub struct NodeStatus {
     pub kernel: Kernel,
     pub mesh: Mesh,
     pub reconcile: Reconcile,
+    /// What the kernel holds of backends; null if the agent does not say.
+    pub health: Option<HealthTotals>,
     pub sources: Vec<Source>,
     pub programs: Vec<Program>,
     pub maps: Vec<MapUsage>,
@@ -51,6 +54,41 @@ pub struct Mesh {
     pub peers: usize,
     pub peers_needing_attention: usize,
     pub summary: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthTotals {
+    /// Failures eject backends (`--passive-health`).
+    pub passive: bool,
+    /// Backends that are left out now.
+    pub ejected: u64,
+    pub on_trial: u64,
+    pub suspect: u64,
+    /// Of the services that are served now, but for those after a failed trial.
+    pub ejections: u64,
+    /// Connects to the services that are served now that the datapath refused.
+    pub refused: u64,
+    /// Draws of the services that are served now that found every backend ejected.
+    pub all_ejected: u64,
+    /// Ejections that a limit did not allow.
+    pub capped: u64,
+    /// Failures of clients whose failures do not count.
+    pub not_counted: u64,
+    /// Backends that are ejected or on trial, as far as the agent lists them.
+    pub backends: Vec<EjectedBackend>,
+    pub not_listed: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EjectedBackend {
+    /// NAMESPACE/NAME; null if it has gone meanwhile.
+    pub service: Option<String>,
+    pub address: String,
+    pub port: u32,
+    pub cluster: String,
+    pub health: Health,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
@@ -185,6 +223,7 @@ impl NodeStatus {
                 summary: mesh.summary(),
             },
             reconcile: Reconcile::from(answer.reconcile.unwrap_or_default()),
+            health: answer.health.map(HealthTotals::from),
             sources: answer.sources.into_iter().map(Source::from).collect(),
             programs: answer.programs.into_iter().map(Program::from).collect(),
             maps: answer.maps.into_iter().map(MapUsage::from).collect(),
@@ -218,6 +257,31 @@ impl From<proto::Kernel> for Kernel {
             cgroup_proved: kernel.cgroup_proved,
             cgroup_proof: kernel.cgroup_proof,
             bpffs: kernel.bpffs,
+        }
+    }
+}
+
+impl From<proto::Health> for HealthTotals {
+    fn from(health: proto::Health) -> Self {
+        let backends = health.backends.into_iter().map(|backend| EjectedBackend {
+            service: known(backend.service),
+            address: backend.address,
+            port: backend.port,
+            cluster: backend.cluster,
+            health: backend.health.unwrap_or_default().into(),
+        });
+        Self {
+            passive: health.passive,
+            ejected: health.ejected,
+            on_trial: health.on_trial,
+            suspect: health.suspect,
+            ejections: health.ejections,
+            refused: health.refused,
+            all_ejected: health.all_ejected,
+            capped: health.capped,
+            not_counted: health.not_counted,
+            backends: backends.collect(),
+            not_listed: health.not_listed,
         }
     }
 }

@@ -22,6 +22,7 @@ fn backend(id: u32, address: &str, cluster: u32, service: u32, connects: u64) ->
         service,
         generation: 1,
         connects,
+        ..proto::LbBackend::default()
     }
 }
 
@@ -58,6 +59,8 @@ fn maps() -> proto::DumpLbResponse {
             name: "refused_no_backend".to_owned(),
             value: 6,
         }],
+        services: vec![],
+        now_ticks: 0,
     }
 }
 
@@ -140,4 +143,59 @@ fn slots_of_a_backend_are_ranges() {
         text::by_backend(&tier).get(&1).map(String::as_str),
         Some("3-5,9,11-12")
     );
+}
+
+#[test]
+fn health_rows_are_shown_raw_and_decoded() {
+    let mut dump = maps();
+    let now = isthmus_abi::ticks(60_000);
+    let seconds = |seconds: u64| isthmus_abi::ticks(seconds * 1000);
+    dump.now_ticks = now;
+    let states = [
+        HealthWord::suspect(now - seconds(2)),
+        HealthWord::ejected(now + seconds(3), 1),
+        HealthWord::trial(now - seconds(1), 0, 17),
+        HealthWord::HEALTHY,
+    ];
+    for (backend, state) in dump.backends.iter_mut().zip(states) {
+        backend.health_word = state.0;
+        backend.failures = Some(proto::FailureCounts {
+            refused: u64::from(state != HealthWord::HEALTHY) * 3,
+            ..proto::FailureCounts::default()
+        });
+    }
+    dump.backends[0].score = 10;
+    dump.backends[0].accusers = 2;
+    dump.services = vec![proto::LbService {
+        service: 7,
+        standing: 4,
+        refused: 6,
+        all_ejected: 1,
+        ejected_total: 2,
+        allowed_total: 5,
+        affinity_seconds: 10_800,
+        flags: 1,
+    }];
+    let maps = LoadBalancerMaps::new(dump);
+    let text = maps.text(false, Style::PLAIN);
+    let wanted = format!(
+        "
+BACKEND ID  HEALTH              TIME    DOUBLINGS  STATE WORD        STANDING  REFUSED  UNREACHABLE  UNANSWERED  TIMED OUT  SCORE  ACCUSERS  CLOSED TO
+1           ejected             in 3s   1          {:016x}  0         3        0            0           0          0      0         0
+2           trial of client 17  1s ago  0          {:016x}  0         3        0            0           0          0      0         0
+4           suspect             2s ago  0          {:016x}  0         3        0            0           0          10     2         0
+
+SERVICE  STANDING  REFUSED  ALL EJECTED  EJECTED  ALLOWED  AFFINITY  PASSIVE HEALTH
+7        4         6        1            2        5        10800s    off
+
+COUNTER ",
+        states[1].0, states[2].0, states[0].0
+    );
+    assert!(text.contains(&wanted), "{text}");
+    assert!(
+        maps.text(true, Style::PLAIN)
+            .contains("9           healthy")
+    );
+    assert_eq!(maps.backends[3].health.time_seconds, None);
+    assert!(maps.services[0].no_passive_health);
 }

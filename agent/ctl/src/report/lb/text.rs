@@ -1,15 +1,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Frontend, LoadBalancerMaps, Ring, Tier};
+use super::{BackendHealth, Frontend, LoadBalancerMaps, Ring, Tier};
 use crate::output::Style;
+use crate::report::health::{Failures, HealthState};
 use crate::table::{Cell, Table};
-use crate::text::{address_port, clean, or_dash, shorten};
+use crate::text::{Seconds, address_port, clean, or_dash, shorten};
 
 /// Characters of slot numbers beside the other columns; `-o wide` shows them all.
 const SLOTS_WIDTH: usize = 32;
 
 pub(super) fn render(maps: &LoadBalancerMaps, wide: bool, style: Style) -> String {
     let mut out = rows(maps, wide).render(style);
+    for table in [backend_health(maps, wide), service_health(maps)] {
+        if !table.is_empty() {
+            out.push('\n');
+            out.push_str(&table.render(style));
+        }
+    }
     if !maps.counters.is_empty() {
         out.push('\n');
         let mut table = Table::new(&["COUNTER", "VALUE"]);
@@ -31,6 +38,106 @@ pub(super) fn render(maps: &LoadBalancerMaps, wide: bool, style: Style) -> Strin
         );
     }
     out
+}
+
+/// What programs hold of backends: of those with something to tell, or of all with `-o wide`.
+fn backend_health(maps: &LoadBalancerMaps, wide: bool) -> Table {
+    let mut table = Table::new(&[
+        "BACKEND ID",
+        "HEALTH",
+        "TIME",
+        "DOUBLINGS",
+        "STATE WORD",
+        "STANDING",
+        "REFUSED",
+        "UNREACHABLE",
+        "UNANSWERED",
+        "TIMED OUT",
+        "SCORE",
+        "ACCUSERS",
+        "CLOSED TO",
+    ]);
+    for backend in &maps.backends {
+        let health = &backend.health;
+        let failures = health.failures;
+        let plain = health.state == HealthState::Healthy
+            && failures == Failures::default()
+            && health.standing == 0;
+        if plain && !wide {
+            continue;
+        }
+        table.row([
+            backend.id.to_string().into(),
+            state(health).into(),
+            or_dash(health.time_seconds.map(time)).into(),
+            health.doublings.to_string().into(),
+            health.word.as_str().into(),
+            health.standing.to_string().into(),
+            failures.refused.to_string().into(),
+            failures.unreachable.to_string().into(),
+            failures.unanswered.to_string().into(),
+            failures.timed_out.to_string().into(),
+            health.score.to_string().into(),
+            health.accusers.to_string().into(),
+            health.closed.to_string().into(),
+        ]);
+    }
+    table
+}
+
+fn state(health: &BackendHealth) -> String {
+    match (health.state, health.client) {
+        (HealthState::Healthy, _) => "healthy".to_owned(),
+        (HealthState::Suspect, _) => "suspect".to_owned(),
+        (HealthState::Ejected, _) => "ejected".to_owned(),
+        (HealthState::Trial, Some(client)) => format!("trial of client {client}"),
+        (HealthState::Trial, None) => "trial".to_owned(),
+        (HealthState::Unknown, _) => "unknown".to_owned(),
+    }
+}
+
+/// `3.1s ago`, `in 3.1s`.
+fn time(seconds: Seconds) -> String {
+    if seconds < Seconds::default() {
+        format!("{} ago", seconds.negated())
+    } else {
+        format!("in {seconds}")
+    }
+}
+
+fn service_health(maps: &LoadBalancerMaps) -> Table {
+    let mut table = Table::new(&[
+        "SERVICE",
+        "STANDING",
+        "REFUSED",
+        "ALL EJECTED",
+        "EJECTED",
+        "ALLOWED",
+        "AFFINITY",
+        "PASSIVE HEALTH",
+    ]);
+    for service in &maps.services {
+        let affinity = match service.affinity_seconds {
+            0 => "-".to_owned(),
+            seconds => format!("{seconds}s"),
+        };
+        table.row([
+            service.service.to_string().into(),
+            service.standing.to_string().into(),
+            service.refused.to_string().into(),
+            service.all_ejected.to_string().into(),
+            service.ejected_total.to_string().into(),
+            service.allowed_total.to_string().into(),
+            affinity.into(),
+            if service.no_passive_health {
+                "off"
+            } else {
+                "on"
+            }
+            .into(),
+        ]);
+    }
+    table
 }
 
 /// A row for each frontend, tier and backend; one of its own for a frontend without a ring, and for a backend that no

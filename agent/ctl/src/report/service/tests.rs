@@ -48,6 +48,25 @@ fn stale(backend: proto::ServiceBackend) -> proto::ServiceBackend {
     }
 }
 
+/// Left out by the kernel.
+fn ejected(backend: proto::ServiceBackend) -> proto::ServiceBackend {
+    let failures = proto::FailureCounts {
+        refused: 3,
+        ..proto::FailureCounts::default()
+    };
+    proto::ServiceBackend {
+        preferred: false,
+        health: Some(proto::BackendHealth {
+            kind: proto::HealthKind::Ejected.into(),
+            since_seconds: Some(1.9),
+            until_seconds: Some(3.1),
+            doublings: 0,
+            failures: Some(failures),
+        }),
+        ..backend
+    }
+}
+
 fn list(affinity: &str, backends: Vec<proto::ServiceBackend>) -> ServiceList {
     let frontend = proto::Frontend {
         service: "production/backend".to_owned(),
@@ -73,7 +92,7 @@ fn a_service_served_from_elsewhere_says_so() {
     let list = list(
         "local",
         vec![
-            unused(backend("east", "10.11.1.5")),
+            ejected(backend("east", "10.11.1.5")),
             unused(backend("east", "10.11.2.5")),
             backend("west", "10.12.1.5"),
             backend("west", "10.12.2.5"),
@@ -81,7 +100,7 @@ fn a_service_served_from_elsewhere_says_so() {
     );
     let wanted = "\
 SERVICE             FRONTEND             TYPE       AFFINITY  BACKEND         CLUSTER  NODE    STATE
-production/backend  10.96.71.4:8080/TCP  ClusterIP  local     10.11.1.5:8080  east     east-1  not ready 8s: Pod condition
+production/backend  10.96.71.4:8080/TCP  ClusterIP  local     10.11.1.5:8080  east     east-1  ejected 1.9s: refused x3, trial in 3.1s
 production/backend  10.96.71.4:8080/TCP  ClusterIP  local     10.11.2.5:8080  east     east-1  not ready 8s: Pod condition
 production/backend  10.96.71.4:8080/TCP  ClusterIP  local     10.12.1.5:8080  west     west-1  active (preferred)
 production/backend  10.96.71.4:8080/TCP  ClusterIP  local     10.12.2.5:8080  west     west-1  active (preferred)
@@ -111,6 +130,54 @@ fn preference_is_a_word_only_where_something_else_is_not_preferred() {
         .collect();
     assert_eq!(texts, ["active (preferred)", "active"]);
     assert!(shared.remarks.is_empty() && local_first.remarks.is_empty());
+}
+
+#[test]
+fn health_stands_in_the_place_of_active_and_behind_what_is_worse() {
+    let texts = |backends: Vec<proto::ServiceBackend>| -> Vec<String> {
+        let list = list("none", backends);
+        let backends = list.frontends[0].backends.iter();
+        backends.map(|backend| backend.state_text.clone()).collect()
+    };
+    let east = || backend("east", "10.11.1.5");
+    let suspect = proto::ServiceBackend {
+        health: Some(proto::BackendHealth {
+            kind: proto::HealthKind::Suspect.into(),
+            ..proto::BackendHealth::default()
+        }),
+        ..east()
+    };
+    let out = "ejected 1.9s: refused x3, trial in 3.1s";
+    assert_eq!(
+        texts(vec![
+            suspect,
+            ejected(stale(east())),
+            ejected(unused(east())),
+        ]),
+        [
+            "suspect (preferred)".to_owned(),
+            format!("stale 41s; {out}"),
+            "not ready 8s: Pod condition".to_owned(),
+        ]
+    );
+    // Drawn as if none were: then they are preferred.
+    let both = ["10.11.1.5", "10.11.2.5"].map(|address| proto::ServiceBackend {
+        preferred: true,
+        ..ejected(backend("east", address))
+    });
+    let list = list("none", both.to_vec());
+    assert_eq!(list.frontends[0].backends[0].state_text, out);
+    assert_eq!(
+        list.remarks,
+        [
+            "production/backend: every backend is ejected; connections are spread over east as if none were."
+        ]
+    );
+    let json = serde_json::to_value(&list).unwrap_or_default();
+    let backend = &json["frontends"][0]["backends"][0];
+    assert_eq!(backend["health"]["state"], "ejected");
+    assert_eq!(backend["health"]["failures"]["refused"], 3);
+    assert_eq!(backend["health"]["sinceSeconds"], 1.9);
 }
 
 #[test]

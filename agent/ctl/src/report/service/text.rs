@@ -1,5 +1,6 @@
 use super::{Backend, BackendState, Frontend, ServiceList};
 use crate::output::{Paint, Style};
+use crate::report::health::{Health, HealthState};
 use crate::table::{Cell, Table};
 use crate::text::{Seconds, address_port, clean, listed, or_dash};
 
@@ -92,6 +93,13 @@ fn tier(backend: &Backend) -> Option<String> {
 }
 
 fn paint(backend: &Backend) -> Paint {
+    if backend.state != BackendState::NotReady {
+        match backend.health.map(|health| health.state) {
+            Some(HealthState::Ejected) => return Paint::Bad,
+            Some(HealthState::Trial | HealthState::Suspect) => return Paint::Warn,
+            Some(HealthState::Healthy | HealthState::Unknown) | None => {}
+        }
+    }
     match backend.state {
         BackendState::Active if backend.preferred => Paint::Good,
         BackendState::Active => Paint::Plain,
@@ -100,13 +108,18 @@ fn paint(backend: &Backend) -> Paint {
     }
 }
 
-/// `active (preferred)`, `not ready 8s: Pod condition`.
+/// `active (preferred)`, `not ready 8s: Pod condition`, `ejected 1.9s: refused x3, trial in 3.1s`.
 pub(super) fn state(
     state: BackendState,
     age: Option<Seconds>,
     reason: Option<&str>,
+    health: Option<Health>,
     preferred: bool,
 ) -> String {
+    // What no connection goes to has no health that matters; elsewhere it stands in the place of `active`, or behind.
+    let health = health
+        .filter(|_| state != BackendState::NotReady)
+        .and_then(|health| health.text());
     let mut text = match state {
         BackendState::Active => "active",
         BackendState::Terminating => "terminating",
@@ -122,6 +135,11 @@ pub(super) fn state(
         if let Some(reason) = reason {
             text.push_str(&format!(": {reason}"));
         }
+    }
+    match health {
+        Some(health) if state == BackendState::Active => text = health,
+        Some(health) => text.push_str(&format!("; {health}")),
+        None => {}
     }
     if preferred {
         text.push_str(" (preferred)");
@@ -160,8 +178,16 @@ pub(super) fn remark(frontend: &Frontend) -> Option<String> {
             "{name} is served by {clusters} alone, not heard for a while: nothing else is left."
         ));
     }
+    let is_out = |backend: &Backend| backend.health.is_some_and(|health| health.is_out());
+    if serving.iter().all(|backend| is_out(backend)) {
+        return Some(format!(
+            "{name}: every backend is ejected; connections are spread over {clusters} as if none were."
+        ));
+    }
     let local: Vec<&Backend> = backends.iter().filter(|backend| backend.local).collect();
-    let able = local.iter().filter(|b| b.state == BackendState::Active);
+    let able = local
+        .iter()
+        .filter(|backend| backend.state == BackendState::Active && !is_out(backend));
     let (able, all) = (able.count(), local.len());
     let remote_only = serving.iter().all(|backend| !backend.local);
     (remote_only && all > 0 && able == 0).then(|| {

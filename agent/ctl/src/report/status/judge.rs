@@ -1,8 +1,10 @@
 //! What is wrong on this node, why, and what can be done.
 
-use super::{FailingRow, MapUsage, NodeStatus, Problem, ProblemKind, Program, Source};
+use super::{
+    EjectedBackend, FailingRow, MapUsage, NodeStatus, Problem, ProblemKind, Program, Source,
+};
 use crate::report::Attention;
-use crate::text::count;
+use crate::text::{address_port, count};
 
 /// A map fuller than this, in percent, is worth a line.
 const NEARLY_FULL: u64 = 90;
@@ -21,6 +23,7 @@ pub(super) fn attention(status: &NodeStatus, mesh_is_bad: bool) -> Vec<Attention
             format!("{more} more rows fail"),
         ));
     }
+    found.extend(of_health(status));
     found.extend(status.sources.iter().flat_map(of_source));
     found.extend(status.maps.iter().filter_map(of_map));
     if mesh_is_bad {
@@ -88,6 +91,33 @@ fn of_failing(row: &FailingRow) -> Attention {
     let (error, tries) = (&row.error, count(row.tries, "time"));
     let cause = format!("{of}{error} (tried {tries} for {age}, {again})");
     Attention::fault(&row.table, cause)
+}
+
+/// A note: the kernel does what it should.
+fn of_health(status: &NodeStatus) -> Vec<Attention> {
+    let Some(health) = &status.health else {
+        return Vec::new();
+    };
+    let mut found: Vec<Attention> = health.backends.iter().map(of_ejected).collect();
+    if health.not_listed > 0 {
+        let more = count(health.not_listed, "more backend");
+        found.push(Attention::note("ejected", format!("{more} ejected")));
+    }
+    found
+}
+
+fn of_ejected(backend: &EjectedBackend) -> Attention {
+    let service = match &backend.service {
+        Some(service) => format!("{service} "),
+        None => String::new(),
+    };
+    let place = address_port(&backend.address, backend.port);
+    let state = backend
+        .health
+        .text()
+        .unwrap_or_else(|| "healthy".to_owned());
+    let cause = format!("{service}{place} ({}): {state}", backend.cluster);
+    Attention::note("ejected", cause)
 }
 
 fn of_source(source: &Source) -> Vec<Attention> {

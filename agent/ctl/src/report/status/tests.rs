@@ -65,6 +65,10 @@ fn healthy() -> proto::GetStatusResponse {
             cgroup_proof: "a socket of a sibling cgroup met connect4".to_owned(),
             bpffs: "/sys/fs/bpf/isthmus/east-1".to_owned(),
         }),
+        health: Some(proto::Health {
+            passive: true,
+            ..proto::Health::default()
+        }),
         ..proto::GetStatusResponse::default()
     }
 }
@@ -91,6 +95,7 @@ Cluster east (id 1), node east-1, isthmus-agent 0.1.0, up 4m12s, ready
 Kernel   6.18.0, cgroup /sys/fs/cgroup (sockets there meet our hooks), pins in /sys/fs/bpf/isthmus/east-1
 Rows     the kernel holds all that it should; 37 writes, the last 12s ago, 1.9ms after its cause
 Mesh     none: this cluster is alone (isthmus-agent --mesh joins it to others)
+Health   passive health on; no backend ejected; 0 ejections so far, 0 connects refused
 
 SOURCE                      STATE     FILES  SERVICES  ENDPOINTS  LAST CHANGE
 dir:/etc/isthmus/manifests  complete  3      4         12         12s ago
@@ -235,6 +240,48 @@ fn what_is_not_handled_unknown_or_nearly_full_is_a_note() {
 - unknown      apps/v1 Deployment: 2 read and not used, this version knows no such kind
 - frontends4   60000 of 65536 entries used
                Raise --lb-services-max and restart isthmus-agent.
+";
+    assert!(text.ends_with(wanted), "{text}");
+    assert!(!status.is_bad());
+}
+
+#[test]
+fn ejected_backends_are_lines_and_no_fault() {
+    let status = judged(|s| {
+        let backend = proto::EjectedBackend {
+            service: "production/backend".to_owned(),
+            address: "10.11.1.5".to_owned(),
+            port: 8080,
+            cluster: "east".to_owned(),
+            health: Some(proto::BackendHealth {
+                kind: proto::HealthKind::Ejected.into(),
+                since_seconds: Some(1.9),
+                until_seconds: Some(3.1),
+                doublings: 0,
+                failures: Some(proto::FailureCounts {
+                    refused: 3,
+                    ..proto::FailureCounts::default()
+                }),
+            }),
+        };
+        s.health = Some(proto::Health {
+            passive: true,
+            ejected: 3,
+            suspect: 1,
+            ejections: 4,
+            refused: 6,
+            all_ejected: 2,
+            backends: vec![backend],
+            not_listed: 2,
+            ..proto::Health::default()
+        });
+    });
+    let text = status.text(false, Style::PLAIN);
+    let line = "Health   passive health on; 3 ejected and 1 suspect; 4 ejections so far, 6 connects refused, 2 drawn with all ejected\n";
+    assert!(text.contains(line), "{text}");
+    let wanted = "
+- ejected  production/backend 10.11.1.5:8080 (east): ejected 1.9s: refused x3, trial in 3.1s
+- ejected  2 more backends ejected
 ";
     assert!(text.ends_with(wanted), "{text}");
     assert!(!status.is_bad());

@@ -2,7 +2,7 @@ use super::{NodeStatus, Program, Source, judge};
 use crate::output::{Paint, Style};
 use crate::report::{Attention, attention_text};
 use crate::table::{Cell, Table};
-use crate::text::{bytes, clean, count, or_dash, text_or_dash};
+use crate::text::{bytes, clean, count, listed, or_dash, text_or_dash};
 
 pub(super) fn render(status: &NodeStatus, wide: bool, style: Style) -> String {
     let mut out = clean(&status.node.headline());
@@ -17,6 +17,7 @@ pub(super) fn render(status: &NodeStatus, wide: bool, style: Style) -> String {
         ("Kernel", kernel_line(status)),
         ("Rows", reconcile_line(status)),
         ("Mesh", status.mesh.summary.clone()),
+        ("Health", health_line(status)),
     ] {
         out.push_str(&format!("{name:<9}{}\n", clean(&line)));
     }
@@ -80,6 +81,43 @@ fn reconcile_line(status: &NodeStatus) -> String {
     }
     if let Some(latency) = rows.last_latency_seconds {
         line.push_str(&format!(", {} after its cause", latency.fine()));
+    }
+    line
+}
+
+/// `passive health on; 1 backend ejected; 3 ejections, 6 connects refused so far`.
+fn health_line(status: &NodeStatus) -> String {
+    let Some(health) = &status.health else {
+        return "not told by this agent".to_owned();
+    };
+    let mut line = format!(
+        "passive health {}; ",
+        if health.passive { "on" } else { "off" }
+    );
+    let states = [
+        (health.ejected, "ejected"),
+        (health.on_trial, "on trial"),
+        (health.suspect, "suspect"),
+    ];
+    let some: Vec<String> = states
+        .iter()
+        .filter(|(number, _)| *number > 0)
+        .map(|(number, state)| format!("{number} {state}"))
+        .collect();
+    line.push_str(&if some.is_empty() {
+        "no backend ejected".to_owned()
+    } else {
+        listed(&some)
+    });
+    line.push_str(&format!("; {} so far", count(health.ejections, "ejection")));
+    line.push_str(&format!(", {} refused", count(health.refused, "connect")));
+    for (number, what) in [
+        (health.all_ejected, "drawn with all ejected"),
+        (health.capped, "capped"),
+    ] {
+        if number > 0 {
+            line.push_str(&format!(", {number} {what}"));
+        }
     }
     line
 }

@@ -5,7 +5,7 @@
 //! first word is its length with two bits on top, then its bytes, rounded up to eight.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
@@ -99,6 +99,12 @@ impl EventRing {
             bytes.copy_from_slice(&word.to_ne_bytes());
         }
         row
+    }
+}
+
+impl AsFd for EventRing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.map.as_fd()
     }
 }
 

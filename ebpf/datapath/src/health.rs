@@ -22,7 +22,7 @@ pub const fn back_off(doublings: u32, random: u32) -> u64 {
     // 5 s × 2⁶ is above the bound already, with any jitter.
     let doublings = if doublings > 6 { 6 } else { doublings };
     let whole = FIRST_EJECTION << doublings;
-    let jittered = whole * 4 / 5 + ((whole * 2 / 5) * random as u64 >> 32);
+    let jittered = whole * 4 / 5 + ((whole * 2 / 5 * random as u64) >> 32);
     if jittered > LONGEST_EJECTION {
         LONGEST_EJECTION
     } else {

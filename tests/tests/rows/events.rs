@@ -1,7 +1,7 @@
 //! What programs tell, through the agent's own reader of the ring buffer.
 
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use anyhow::ensure;
 use isthmus_abi::{
@@ -49,9 +49,7 @@ fn ring(world: &World) -> anyhow::Result<EventRing> {
 }
 
 fn readable(ring: &EventRing) -> anyhow::Result<bool> {
-    // SAFETY: the ring lives longer than this borrow of its descriptor.
-    let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
-    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+    let mut fds = [PollFd::new(ring.as_fd(), PollFlags::POLLIN)];
     Ok(poll(&mut fds, PollTimeout::ZERO)? == 1)
 }
 

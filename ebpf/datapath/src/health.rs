@@ -19,8 +19,8 @@ pub const TRIAL: u64 = ticks(100);
 #[inline(always)]
 #[must_use]
 pub const fn back_off(doublings: u32, random: u32) -> u64 {
-    // 5 s × 2⁶ is above the bound already, with any jitter.
-    let doublings = if doublings > 6 { 6 } else { doublings };
+    // 5 s × 2⁷ is above the bound with any jitter.
+    let doublings = if doublings > 7 { 7 } else { doublings };
     let whole = FIRST_EJECTION << doublings;
     let jittered = whole * 4 / 5 + ((whole * 2 / 5 * random as u64) >> 32);
     if jittered > LONGEST_EJECTION {

@@ -88,13 +88,15 @@ impl Way {
         })
     }
 
-    /// Takes a batch until nothing is left to write: how long this thread ran, grace periods apart.
-    fn take(&mut self, batch: &Batch) -> Result<Duration> {
+    /// Takes a batch until nothing is left to write.
+    fn take(&mut self, batch: &Batch) -> Result<Ran> {
         let begun = ran()?;
         let dirty = self.store.apply(Owner::Local, batch);
+        let stored = ran()?;
         for change in changes(self.here, self.store.now(), &dirty) {
             self.reconciler.apply(change);
         }
+        let derived = ran()?;
         let mut waited = Duration::ZERO;
         loop {
             let progress = self.reconciler.step(Instant::now(), ROUND_WRITES);
@@ -109,7 +111,25 @@ impl Way {
         }
         let counts = self.reconciler.counts();
         ensure!(counts.failing == 0, "{} rows failed", counts.failing);
-        Ok(ran()? - begun - waited)
+        Ok(Ran {
+            stored: stored - begun,
+            derived: derived - stored,
+            written: ran()? - derived - waited,
+        })
+    }
+}
+
+/// How long this thread ran, grace periods apart.
+#[derive(Clone, Copy, Debug)]
+struct Ran {
+    stored: Duration,
+    derived: Duration,
+    written: Duration,
+}
+
+impl Ran {
+    fn all(self) -> Duration {
+        self.stored + self.derived + self.written
     }
 }
 
@@ -181,7 +201,7 @@ pub fn services(batches: Option<usize>) -> Result<Sheet> {
     let repetitions = batches.unwrap_or(REPETITIONS).max(2);
     let names = Names::new();
     let cpu = pin()?;
-    let (mut times, mut live) = (Vec::new(), 0.0);
+    let (mut times, mut parts, mut live) = (Vec::new(), Vec::new(), 0.0);
     for repetition in 0..repetitions {
         let arena = Arena::enter()?;
         let mut way = Way::open(&arena)?;
@@ -201,13 +221,21 @@ pub fn services(batches: Option<usize>) -> Result<Sheet> {
             way.reconciler.counts().services == SERVICES,
             "not every service is there"
         );
-        times.push(micros(taken) / f64::from(SERVICES));
+        times.push(micros(taken.all()) / f64::from(SERVICES));
+        parts.push([taken.stored, taken.derived, taken.written]);
         drop(batch);
         // The first time only: what is freed stays with the process, and the next finds room in it.
         if repetition == 0 {
             live = (anonymous()? - before) / f64::from(SERVICES);
         }
     }
+    let part = |what: &str, place: usize| {
+        let times: Vec<f64> = parts
+            .iter()
+            .map(|parts: &[Duration; 3]| micros(parts[place]) / f64::from(SERVICES))
+            .collect();
+        Row::new(what, quantile_estimate(&times, 0.5), Unit::Microseconds)
+    };
     Ok(Sheet {
         title: "services programmed: 50,000 of one backend each, from decoded rows to maps",
         method: format!(
@@ -228,6 +256,9 @@ pub fn services(batches: Option<usize>) -> Result<Sheet> {
                 quantile_estimate(&times, 0.0),
                 Unit::Microseconds,
             ),
+            part("of that, p50: into the store", 0),
+            part("derived, and taken in by the reconciler", 1),
+            part("worked off, and written to the kernel", 2),
             Row::new(
                 "live memory of a service",
                 Estimate::exact(live),
@@ -267,10 +298,11 @@ pub fn churn(batches: Option<usize>) -> Result<Sheet> {
                 let host = u32::try_from(random.below(*size as usize))?;
                 // It goes, and comes again.
                 for condition in [Condition::NotReady, Condition::Ready] {
-                    taken += way.take(&Batch {
+                    let ran = way.take(&Batch {
                         changes: vec![names.endpoint(name, host, condition)],
                         complete: false,
                     })?;
+                    taken += ran.all();
                 }
             }
             #[expect(clippy::cast_precision_loss, reason = "a small constant")]

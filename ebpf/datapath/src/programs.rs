@@ -1,11 +1,8 @@
 mod connect;
 mod failure;
-mod flow;
 mod getpeername;
 mod health;
 mod lookup;
 mod pick;
-mod recvmsg;
 mod release;
-mod sendmsg;
 mod socket;

@@ -403,7 +403,7 @@ fn udp_refused(world: &mut World) -> anyhow::Result<()> {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
         socket.connect(&SocketAddr::new(SERVICE4.into(), SERVICE_PORT).into())?;
         socket.send(b"hello")?;
-        let answer = socket.take_error()?.and_then(|error| error.raw_os_error());
+        let answer = answer(&socket)?.and_then(|error| error.raw_os_error());
         ensure!(answer == Some(libc::ECONNREFUSED), "{answer:?}");
     }
     let rows = world
@@ -422,6 +422,17 @@ fn udp_refused(world: &mut World) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The error that ICMP brings to a socket, perhaps a moment after the datagram went.
+fn answer(socket: &Socket) -> anyhow::Result<Option<std::io::Error>> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        match socket.take_error()? {
+            None if Instant::now() < deadline => std::thread::yield_now(),
+            answer => return Ok(answer),
+        }
+    }
+}
+
 fn earlier_life(world: &mut World) -> anyhow::Result<()> {
     let pair = Pair::new(world, Kind::V4)?;
     world.service(UDP4, SERVICE4.into(), Protocol::Udp, &[pair.dead])?;
@@ -435,7 +446,7 @@ fn earlier_life(world: &mut World) -> anyhow::Result<()> {
     row.generation += 1;
     world.tables().backends.put(id, row)?;
     socket.send(b"hello")?;
-    ensure!(socket.take_error()?.is_some(), "nothing was refused");
+    ensure!(answer(&socket)?.is_some(), "nothing was refused");
     let rows = world
         .datapath()
         .array::<BackendFailuresRow>("backend_failures")?;

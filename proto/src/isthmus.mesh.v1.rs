@@ -33,13 +33,14 @@ pub mod watch_response {
         /// First, and only once.
         #[prost(message, tag = "2")]
         Hello(super::ServerHello),
-        /// A cluster's first list begins. Also sent when a cluster is linked while the stream is open.
+        /// A cluster's difference or list begins. Also sent when a cluster is linked while the stream is open, and when the
+        /// consumer has fallen behind further than the server remembers.
         #[prost(message, tag = "3")]
         Start(super::ClusterStart),
         /// Rows that came, changed or went.
         #[prost(message, tag = "4")]
         Rows(super::RowBatch),
-        /// A cluster's list is complete.
+        /// A cluster's difference or list is complete.
         #[prost(message, tag = "5")]
         Complete(super::ClusterComplete),
         /// To agents only: what this mesh server knows of its peers, always whole. Sent as soon as it knows all its links,
@@ -80,7 +81,8 @@ pub struct ConsumerHello {
     #[prost(uint32, repeated, tag = "8")]
     pub versions: ::prost::alloc::vec::Vec<u32>,
 }
-/// A state of one cluster's rows. Two positions with equal fields have equal rows.
+/// A state of one cluster's rows. Two positions of one cluster with equal digests have equal rows, whoever told them: a
+/// consumer can go on with another replica of a mesh server, or with one that lost its last changes in a crash.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Position {
     /// Random, for the lifetime of the publishing mesh server's state directory.
@@ -89,8 +91,7 @@ pub struct Position {
     /// Counts changes within the epoch.
     #[prost(uint64, tag = "2")]
     pub revision: u64,
-    /// Depends on the rows alone. Only the publisher computes it; to others it is opaque. It guards against a publisher
-    /// that lost its last changes in a crash, and counts their revisions a second time for other rows.
+    /// Depends on the rows alone. Only the publisher computes it; to others it is opaque.
     #[prost(fixed64, tag = "3")]
     pub digest: u64,
 }
@@ -129,7 +130,7 @@ pub struct ServerHello {
     #[prost(uint32, tag = "6")]
     pub version: u32,
 }
-/// The first list of one cluster begins.
+/// The server begins to tell one cluster's rows.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClusterStart {
     /// The cluster's id.
@@ -138,10 +139,9 @@ pub struct ClusterStart {
     /// The cluster's name. An id that had another name before is another cluster: what was held under it is gone.
     #[prost(string, tag = "2")]
     pub cluster_name: ::prost::alloc::string::String,
-    /// True: the consumer's position is the server's, nothing is sent again, and ClusterComplete follows. False: every row
-    /// is sent, and what is not named before ClusterComplete is gone.
-    #[prost(bool, tag = "3")]
-    pub resumed: bool,
+    /// What follows, a difference or a list, and why.
+    #[prost(enumeration = "Beginning", tag = "3")]
+    pub beginning: i32,
 }
 /// Changes of one cluster's rows.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -180,14 +180,14 @@ pub mod row_change {
         EndpointGone(super::EndpointKey),
     }
 }
-/// The first list of one cluster is complete.
+/// The difference or list of one cluster is complete.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClusterComplete {
     /// The cluster's id.
     #[prost(uint32, tag = "1")]
     pub cluster_id: u32,
-    /// The state that the consumer now holds. A server that has no complete list itself sends rows, and no
-    /// ClusterComplete until it has.
+    /// The state that the consumer now holds. A server that has no complete list itself since it started (from its source, or
+    /// from the cluster's own mesh server) sends rows, and no ClusterComplete until it has.
     #[prost(message, optional, tag = "2")]
     pub position: ::core::option::Option<Position>,
 }
@@ -370,6 +370,48 @@ impl Role {
             "ROLE_UNSPECIFIED" => Some(Self::Unspecified),
             "ROLE_MESH_SERVER" => Some(Self::MeshServer),
             "ROLE_AGENT" => Some(Self::Agent),
+            _ => None,
+        }
+    }
+}
+/// How a cluster's rows are told from here to ClusterComplete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Beginning {
+    Unspecified = 0,
+    /// The difference from the position that the consumer's hello named. What it does not name stays. Rows that an earlier
+    /// stream changed on its way to a position that it did not reach are, if not named, as they were at that position.
+    Resumed = 1,
+    /// Every row, because the consumer named no position. As in the other lists, what is not named before ClusterComplete is
+    /// gone.
+    First = 2,
+    /// Every row, because the server does not know the consumer's position, or has forgotten what went since.
+    HistoryGone = 3,
+    /// Every row, in the middle of a stream: the consumer read so slowly that the server has forgotten what went meanwhile.
+    Lagged = 4,
+}
+impl Beginning {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "BEGINNING_UNSPECIFIED",
+            Self::Resumed => "BEGINNING_RESUMED",
+            Self::First => "BEGINNING_FIRST",
+            Self::HistoryGone => "BEGINNING_HISTORY_GONE",
+            Self::Lagged => "BEGINNING_LAGGED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "BEGINNING_UNSPECIFIED" => Some(Self::Unspecified),
+            "BEGINNING_RESUMED" => Some(Self::Resumed),
+            "BEGINNING_FIRST" => Some(Self::First),
+            "BEGINNING_HISTORY_GONE" => Some(Self::HistoryGone),
+            "BEGINNING_LAGGED" => Some(Self::Lagged),
             _ => None,
         }
     }
@@ -603,7 +645,8 @@ pub mod mesh_client {
         /// One stream between a consumer and a mesh server, for any number of clusters.
         ///
         /// The consumer's first message is a ConsumerHello, the server's a ServerHello. Then, for each cluster that the
-        /// consumer may see: ClusterStart, its rows, ClusterComplete, and from then on changes. Both sides send a Heartbeat
+        /// consumer may see: ClusterStart, its rows, ClusterComplete, and from then on changes. A consumer that names a position
+        /// in its hello gets the difference from it, if the server remembers; a list if not. Both sides send a Heartbeat
         /// every `heartbeat_ms`; a side that hears nothing for three of them gives the stream up.
         ///
         /// Two audiences. Another cluster's mesh server (certificate name mesh.CLUSTER.mesh.isthmus.dev) gets this cluster's
@@ -661,7 +704,8 @@ pub mod mesh_server {
         /// One stream between a consumer and a mesh server, for any number of clusters.
         ///
         /// The consumer's first message is a ConsumerHello, the server's a ServerHello. Then, for each cluster that the
-        /// consumer may see: ClusterStart, its rows, ClusterComplete, and from then on changes. Both sides send a Heartbeat
+        /// consumer may see: ClusterStart, its rows, ClusterComplete, and from then on changes. A consumer that names a position
+        /// in its hello gets the difference from it, if the server remembers; a list if not. Both sides send a Heartbeat
         /// every `heartbeat_ms`; a side that hears nothing for three of them gives the stream up.
         ///
         /// Two audiences. Another cluster's mesh server (certificate name mesh.CLUSTER.mesh.isthmus.dev) gets this cluster's

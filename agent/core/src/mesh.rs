@@ -9,14 +9,15 @@
 //! ```
 //!
 //! Streams number their messages. A repeated one is ignored and a gap ends the stream, so reordering and loss below us
-//! become a reconnect, and a reconnect is a diffed snapshot: what is not named before its end mark goes, and not before.
+//! become a reconnect. A reconnect names the state that is held and gets the difference, by the server's [`Ledger`]; if
+//! the ledger has forgotten, a list: what is not named before its end mark goes, and not before.
 
 mod backoff;
 mod fault;
 mod feed;
 mod hub;
+mod intake;
 mod ledger;
-mod listing;
 mod message;
 mod position;
 mod publisher;
@@ -34,13 +35,13 @@ pub use feed::{
     SavedFeed, SavedPeer, Standing,
 };
 pub use hub::{Hub, SavedHub, SavedLink};
-pub use ledger::{Changes, Ledger};
+pub use ledger::{Changes, HistorySize, Ledger, SavedHistory};
 pub use message::{
-    Cluster, ConsumerHello, FromServer, HearsUs, Held, LinkState, PeerReport, PeerSilence, Role,
-    Sequenced, ServerHello, VERSION,
+    Beginning, Cluster, ConsumerHello, FromServer, HearsUs, Held, LinkState, PeerReport,
+    PeerSilence, Role, Sequenced, ServerHello, VERSION,
 };
 pub use position::{Epoch, Position};
 pub use publisher::{Publisher, SavedPublisher};
-pub use rows::{RowKey, Rows};
+pub use rows::{RowKey, Rows, row_bytes};
 pub use silence::{Age, SavedSilence, Silence};
 pub use watcher::{ClusterView, PeerView, View, Watcher};

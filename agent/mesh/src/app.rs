@@ -17,7 +17,7 @@ use crate::http::{self, Readiness};
 use crate::hub::{self, HubConfig, HubHandle};
 use crate::links::{self, Links};
 use crate::metrics::MeshMetrics;
-use crate::server::{self, Listen};
+use crate::server::{self, Listen, Served};
 use crate::source::files;
 use crate::tls::Tls;
 
@@ -128,9 +128,11 @@ pub async fn serve(args: MeshArgs, shutdown: CancellationToken) -> Result<()> {
 
     let readiness = Readiness::default();
     let tasks = TaskTracker::new();
+    let served = Arc::new(Served::default());
     let mut registry = http::registry("mesh", env!("CARGO_PKG_VERSION"));
     registry.register_collector(Box::new(MeshMetrics {
         hub: hub.clone(),
+        served: served.clone(),
         tls,
     }));
     tasks.spawn(http::serve(
@@ -149,13 +151,13 @@ pub async fn serve(args: MeshArgs, shutdown: CancellationToken) -> Result<()> {
     let _problems = links::spawn(directory, hub.clone(), tasks.clone(), shutdown.clone());
 
     tracing::info!(cluster = %own, listen = %args.listen, "isthmus-mesh {} runs", env!("CARGO_PKG_VERSION"));
-    let served = server::serve(listen, hub, shutdown.clone()).await;
+    let result = server::serve(listen, hub, served, shutdown.clone()).await;
     shutdown.cancel();
     tasks.close();
     tasks.wait().await;
     hub_stop.cancel();
     hub_task.await.context("the hub's task")?;
-    served.context("serving mesh streams")
+    result.context("serving mesh streams")
 }
 
 /// Source → hub, for as long as both are there.

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use crate::server::Fill;
 use crate::statefile::{self, Loaded, Saver, StateError};
 
 /// Commands that wait. Whoever sends more waits too.
@@ -230,6 +231,14 @@ impl HubHandle {
     #[must_use]
     pub fn audience(&self) -> watch::Receiver<Audience> {
         self.audience.clone()
+    }
+
+    /// Commands that wait.
+    #[must_use]
+    pub fn queue(&self) -> Fill {
+        let capacity = self.commands.max_capacity();
+        let used = capacity - self.commands.capacity();
+        Fill { used, capacity }
     }
 
     async fn send(&self, command: Command) {

@@ -1,7 +1,7 @@
 pub mod app;
 pub mod certs;
 pub mod config;
-mod dial;
+pub mod dial;
 pub mod feed;
 pub mod http;
 pub mod hub;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use isthmus_core::mesh::{HearsUs, LinkState};
+use isthmus_core::mesh::{Beginning, HearsUs, LinkState, Role, View};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -12,12 +12,14 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::hub::HubHandle;
+use crate::server::Served;
 use crate::tls::Tls;
 
 /// A collector over the hub's newest view. Names: `isthmus_mesh_…`.
 #[derive(Debug)]
 pub struct MeshMetrics {
     pub hub: HubHandle,
+    pub served: Arc<Served>,
     pub tls: Arc<Tls>,
 }
 
@@ -77,7 +79,6 @@ impl Collector for MeshMetrics {
                 .values()
                 .map(|cluster| (label(&cluster.cluster.name), cluster.ledger.rows()))
         };
-        let count = |count: usize| u32::try_from(count).map_or(f64::INFINITY, f64::from);
         let services = clusters().map(|(name, rows)| (name, count(rows.services())));
         family(
             &mut encoder,
@@ -125,6 +126,8 @@ impl Collector for MeshMetrics {
         ] {
             gauge(&mut encoder, name, help, count(value))?;
         }
+        self.traffic(&mut encoder)?;
+        self.bounds(&mut encoder, &view)?;
         if let Some(certificate) = self.tls.status().0 {
             #[expect(
                 clippy::cast_precision_loss,
@@ -141,6 +144,73 @@ impl Collector for MeshMetrics {
         }
         Ok(())
     }
+}
+
+const AUDIENCES: [(&str, Role); 2] = [("peer", Role::MeshServer), ("agent", Role::Agent)];
+
+impl MeshMetrics {
+    /// What consumers were told.
+    fn traffic(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Times that a cluster's rows began to be told: resumed with the difference, or with a list and why";
+        let mut begun =
+            encoder.encode_descriptor("mesh_streams_begun", help, None, MetricType::Counter)?;
+        for (audience, role) in AUDIENCES {
+            for beginning in Beginning::ALL {
+                let labels = [("audience", audience), ("beginning", beginning.name())];
+                let count = ConstCounter::new(self.served.begun(role, beginning));
+                count.encode(begun.encode_family(&labels)?)?;
+            }
+        }
+        let help = "Rows told, repeated ones counted again";
+        let mut rows =
+            encoder.encode_descriptor("mesh_rows_told", help, None, MetricType::Counter)?;
+        for (audience, role) in AUDIENCES {
+            let count = ConstCounter::new(self.served.rows(role));
+            count.encode(rows.encode_family(&[("audience", audience)])?)?;
+        }
+        let help = "Streams that were ended because their consumer did not read";
+        let stalled = ConstCounter::new(self.served.stalled());
+        let encoder =
+            encoder.encode_descriptor("mesh_streams_stalled", help, None, MetricType::Counter)?;
+        stalled.encode(encoder)
+    }
+
+    /// Everything that can fill up, and how full it is.
+    fn bounds(&self, encoder: &mut DescriptorEncoder<'_>, view: &View) -> fmt::Result {
+        let queues = [
+            ("hub-commands", self.hub.queue()),
+            ("streams", self.served.streams()),
+            ("connections", self.served.connections()),
+        ];
+        let label = |name: &str| [("queue", name.to_owned())];
+        let used = queues.map(|(name, fill)| (label(name), count(fill.used)));
+        let help = "What waits or is open";
+        family(encoder, "mesh_queue_length", help, used.into_iter())?;
+        let capacity = queues.map(|(name, fill)| (label(name), count(fill.capacity)));
+        let help = "The most that can wait or be open; more is turned away, or waits outside";
+        family(encoder, "mesh_queue_capacity", help, capacity.into_iter())?;
+
+        let ledgers = || std::iter::once(&view.own).chain(view.clusters.values());
+        let sizes = || {
+            ledgers().map(|cluster| {
+                let label = [("cluster", cluster.cluster.name.to_string())];
+                (label, cluster.ledger.history_size())
+            })
+        };
+        let states = sizes().map(|(label, size)| (label, count(size.states)));
+        let help = "States of a cluster's rows that a consumer can take up from";
+        family(encoder, "mesh_history_states", help, states)?;
+        let removals = sizes().map(|(label, size)| (label, count(size.removals)));
+        let help = "Removed rows of a cluster that are remembered for consumers";
+        family(encoder, "mesh_history_removals", help, removals)?;
+        let capacity = sizes().map(|(label, size)| (label, count(size.capacity)));
+        let help = "The most states, and the most removals, that are remembered of a cluster";
+        family(encoder, "mesh_history_capacity", help, capacity)
+    }
+}
+
+fn count(count: usize) -> f64 {
+    u32::try_from(count).map_or(f64::INFINITY, f64::from)
 }
 
 fn family(

@@ -8,7 +8,7 @@ use isthmus_core::mesh::{ConsumerHello, Fault, Role, Watcher};
 use isthmus_proto::mesh::v1::mesh_server::{Mesh, MeshServer};
 use isthmus_proto::mesh::v1::watch_request::Message;
 use isthmus_proto::mesh::v1::{WatchRequest, WatchResponse};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -19,13 +19,17 @@ use crate::hub::HubHandle;
 use crate::{certs, wire};
 
 mod listen;
+mod served;
 
 pub use listen::{Listen, ListenError, serve};
+pub use served::{Fill, Served};
 
 /// Streams at once.
 const STREAMS_MAX: usize = 4096;
 /// Messages of one stream that wait to be sent. What changes meanwhile is folded, not queued.
 const OUTBOUND_MAX: usize = 4;
+/// Heartbeats for which a consumer may leave its messages unread.
+const STALLED: u32 = 10;
 /// The least time between two wakings by the clock.
 const CIRCLE: Duration = Duration::from_millis(5);
 /// For a consumer's hello.
@@ -78,7 +82,7 @@ impl Visitor {
 #[derive(Clone, Debug)]
 struct Service {
     hub: HubHandle,
-    streams: Arc<Semaphore>,
+    served: Arc<Served>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -91,7 +95,7 @@ impl Mesh for Service {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let Ok(permit) = Arc::clone(&self.streams).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&self.served.streams).try_acquire_owned() else {
             return Err(Status::unavailable(format!(
                 "{STREAMS_MAX} streams are open, no more are taken"
             )));
@@ -124,9 +128,11 @@ impl Mesh for Service {
         let (sender, receiver) = mpsc::channel(OUTBOUND_MAX);
         let session = Session {
             watcher,
+            role: hello.role,
             inbound,
             sender,
             views,
+            served: self.served.clone(),
             shutdown: self.shutdown.clone(),
         };
         let hub = self.hub.clone();
@@ -143,22 +149,38 @@ impl Mesh for Service {
 /// One consumer's stream.
 struct Session {
     watcher: Watcher,
+    role: Role,
     inbound: Streaming<WatchRequest>,
     sender: mpsc::Sender<Result<WatchResponse, Status>>,
     views: tokio::sync::watch::Receiver<isthmus_core::mesh::View>,
+    served: Arc<Served>,
     shutdown: CancellationToken,
+}
+
+/// What a session does until something happens.
+#[derive(Clone, Copy)]
+enum Waiting {
+    /// Nothing is to say until the next view, or until the watcher's deadline, but not before this.
+    Idle(Instant),
+    /// For room for the next message, until this.
+    Room(Instant),
 }
 
 impl Session {
     /// Returns why it ended.
     async fn run(mut self) -> &'static str {
-        // Nothing to say until the next view or deadline.
-        let mut idle = false;
-        let mut woken = Instant::now();
+        let patience = STALLED * self.views.borrow().heartbeat;
+        let room = || Waiting::Room(Instant::now() + patience);
+        let mut waiting = room();
         loop {
-            // A deadline that has passed with nothing to say waits for a view: not in a circle.
-            let deadline = self.watcher.next_deadline(&self.views.borrow());
-            let deadline = deadline.max(woken + CIRCLE);
+            let deadline = match waiting {
+                Waiting::Idle(earliest) => {
+                    let deadline = self.watcher.next_deadline(&self.views.borrow());
+                    deadline.max(earliest)
+                }
+                Waiting::Room(latest) => latest.min(self.watcher.deserted_at()),
+            };
+            let idle = matches!(waiting, Waiting::Idle(_));
             tokio::select! {
                 () = self.shutdown.cancelled() => {
                     let _ = self.sender.try_send(Err(Status::unavailable("the mesh server stops")));
@@ -168,16 +190,20 @@ impl Session {
                 permit = self.sender.reserve(), if !idle => {
                     let Ok(permit) = permit else { return "it closed the stream" };
                     let view = self.views.borrow_and_update().clone();
-                    match self.watcher.poll(&view, Instant::now()) {
-                        Some(said) => permit.send(Ok(wire::say(said))),
-                        None => idle = true,
-                    }
+                    waiting = match self.watcher.poll(&view, Instant::now()) {
+                        Some(said) => {
+                            self.served.note(self.role, &said.message);
+                            permit.send(Ok(wire::say(said)));
+                            room()
+                        }
+                        None => Waiting::Idle(Instant::now() + CIRCLE),
+                    };
                 }
                 changed = self.views.changed(), if idle => {
                     if changed.is_err() {
                         return "the mesh server stops";
                     }
-                    idle = false;
+                    waiting = room();
                 }
                 said = self.inbound.message() => match said {
                     Ok(Some(WatchRequest { message: Some(Message::Heartbeat(_)) })) => self.watcher.heard(Instant::now()),
@@ -191,18 +217,26 @@ impl Session {
                     if self.watcher.is_deserted(Instant::now()) {
                         return "its heartbeat timed out";
                     }
-                    idle = false;
-                    woken = Instant::now();
+                    if !idle {
+                        self.served.note_stalled();
+                        return "it does not read";
+                    }
+                    waiting = room();
                 }
             }
         }
     }
 }
 
-fn service(hub: HubHandle, tasks: TaskTracker, shutdown: CancellationToken) -> MeshServer<Service> {
+fn service(
+    hub: HubHandle,
+    served: Arc<Served>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+) -> MeshServer<Service> {
     let service = Service {
         hub,
-        streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+        served,
         tasks,
         shutdown,
     };

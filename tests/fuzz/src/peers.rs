@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_core::mesh::{
-    Cluster, Epoch, Feed, FeedEvent, FromServer, HearsUs, LinkState, PeerReport, PeerSilence,
-    Position, Rows, Sequenced, ServerHello, VERSION,
+    Beginning, Cluster, Epoch, Feed, FeedEvent, FromServer, HearsUs, LinkState, PeerReport,
+    PeerSilence, Position, Rows, Sequenced, ServerHello, VERSION,
 };
 use isthmus_core::model::{
     Affinity, ClusterId, Condition, EndpointKey, EndpointPort, EndpointRow, ObjectName, PortRow,
@@ -195,7 +195,11 @@ impl Liar {
             }),
             1 => FromServer::Start {
                 cluster,
-                resumed: step.b & 8 != 0,
+                beginning: if step.b & 8 != 0 {
+                    Beginning::Resumed
+                } else {
+                    Beginning::ALL[usize::from(step.c) % Beginning::ALL.len()]
+                },
             },
             2 | 3 => FromServer::Rows {
                 id: cluster.id,

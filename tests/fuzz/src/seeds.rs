@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use isthmus_core::mesh::{
-    ConsumerHello, Epoch, FromServer, Held, Position, Role, Rows, SavedFeed, SavedHub, SavedLink,
-    SavedPeer, SavedPublisher, SavedSilence, Sequenced, VERSION,
+    ConsumerHello, Epoch, FromServer, Held, Position, Role, Rows, SavedFeed, SavedHistory,
+    SavedHub, SavedLink, SavedPeer, SavedPublisher, SavedSilence, Sequenced, VERSION,
 };
 use isthmus_mesh::{feed, hub, statefile, wire};
 use prost::Message as _;
@@ -122,11 +122,13 @@ fn states() -> Vec<(&'static str, Vec<u8>)> {
             epoch: Epoch(7),
             revision: 4,
             told: rows.clone(),
+            history: SavedHistory::default(),
         },
         links: vec![SavedLink {
             cluster: west.clone(),
             silence,
             rows: rows.clone(),
+            history: SavedHistory::default(),
         }],
     };
     let peers = SavedFeed {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::message::in_sequence;
 use super::{
-    Age, Cluster, ConsumerHello, Fault, FromServer, PeerReport, PeerSilence, Role, Rows,
+    Age, Beginning, Cluster, ConsumerHello, Fault, FromServer, PeerReport, PeerSilence, Role, Rows,
     SavedSilence, Sequenced, ServerHello, VERSION,
 };
 use crate::model::{Batch, ClusterId, ClusterName};
@@ -240,10 +240,11 @@ impl Feed {
                 self.heartbeat(&silences, now, &mut events);
                 stream_of(&mut self.stream)?.silences = (silences, now);
             }
-            FromServer::Start { cluster, resumed } => {
+            FromServer::Start { cluster, beginning } => {
                 if cluster.id == self.settings.own.id || cluster.name == self.settings.own.name {
                     return Err(broke("tells our own cluster's rows as a peer's"));
                 }
+                let resumed = beginning == Beginning::Resumed;
                 if resumed && !std::mem::replace(&mut stream.resumed, true) {
                     self.resumed += 1;
                     self.last_resumed = Some(Age::zero(now));

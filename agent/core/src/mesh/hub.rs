@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::silence::Wakefulness;
 use super::{
     Age, Cluster, ClusterView, ConsumerHello, Epoch, Fault, HearsUs, LinkState, PeerView,
-    Publisher, Role, Rows, SavedPublisher, SavedSilence, Sequenced, VERSION, View,
+    Publisher, Role, Rows, SavedHistory, SavedPublisher, SavedSilence, Sequenced, VERSION, View,
 };
 use crate::model::{Batch, ClusterId, ClusterName};
 
@@ -352,6 +352,7 @@ impl Hub {
             own: ClusterView {
                 cluster: self.own.clone(),
                 ledger: self.publisher.ledger().clone(),
+                confirmed: self.publisher.is_complete(),
             },
             epoch: self.publisher.epoch(),
             heartbeat: self.heartbeat,
@@ -385,6 +386,8 @@ pub struct SavedLink {
     pub cluster: Cluster,
     pub silence: SavedSilence,
     pub rows: Rows,
+    #[serde(default)]
+    pub history: SavedHistory,
 }
 
 impl SavedHub {
@@ -396,6 +399,7 @@ impl SavedHub {
                 epoch,
                 revision: 0,
                 told: Rows::default(),
+                history: SavedHistory::default(),
             },
             links: Vec::new(),
         }

@@ -1,18 +1,32 @@
+use std::ops::Bound::{Excluded, Unbounded};
+
 use imbl::{OrdMap, OrdSet};
 
 use super::{Position, RowKey, Rows};
 use crate::model::RowChange;
 
-/// Removed rows that a ledger remembers. A reader that lags behind more removals than this starts again with a list.
-const GONE_MAX: usize = 16_384;
+mod saved;
 
-/// [`Rows`] that remember the order of their changes, so that many readers can follow at their own pace: a row that
-/// changed twice since a reader looked is told once. A clone is a snapshot.
+pub use saved::SavedHistory;
+
+/// Bounds of what a ledger remembers of the past. A reader that needs more starts again with a list, which is then not
+/// much longer than the difference would be: hence as many as there are rows, between these two.
+const PAST_MIN: usize = 1024;
+const PAST_MAX: usize = 16_384;
+
+/// [`Rows`] that remember the order of their changes, so that many readers can follow at their own pace, and take up
+/// where they were: a row that changed twice since a reader looked is told once. A clone is a snapshot.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     /// Tells a reader that its place in another ledger means nothing here.
     instance: u64,
     rows: Rows,
+    past: Past,
+}
+
+/// The order of changes.
+#[derive(Clone, PartialEq, Default, Debug)]
+struct Past {
     /// Of the last change.
     sequence: u64,
     /// Each key once, at its last change. A key without a row was removed.
@@ -21,6 +35,10 @@ pub struct Ledger {
     gone: OrdSet<u64>,
     /// Removals at or before it are forgotten.
     forgotten: u64,
+    /// Settled states, by place and digest. Several can share a place, under names of different publishers.
+    states: OrdSet<(u64, u64)>,
+    /// Digest → the newest place with it.
+    named: OrdMap<u64, u64>,
 }
 
 /// What a reader at a place in a ledger is told next.
@@ -36,17 +54,50 @@ pub enum Changes {
     Forgotten,
 }
 
+/// How much of the past is remembered, and how much at most.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct HistorySize {
+    /// Rows that went.
+    pub removals: usize,
+    /// Settled states that a consumer can take up from.
+    pub states: usize,
+    /// The bound of either.
+    pub capacity: usize,
+}
+
 impl Ledger {
     #[must_use]
     pub fn new(instance: u64, rows: Rows) -> Self {
-        Self {
+        Self::load(instance, rows, SavedHistory::default())
+    }
+
+    /// `history` is of these rows.
+    #[must_use]
+    pub fn load(instance: u64, rows: Rows, history: SavedHistory) -> Self {
+        let position = rows.position();
+        let past = history.past(&rows);
+        let mut ledger = Self {
             instance,
             rows,
-            sequence: 0,
-            log: OrdMap::new(),
-            places: OrdMap::new(),
-            gone: OrdSet::new(),
-            forgotten: 0,
+            past,
+        };
+        if let Some(position) = position {
+            ledger.settle(position);
+        }
+        ledger
+    }
+
+    #[must_use]
+    pub fn history(&self) -> SavedHistory {
+        SavedHistory::of(&self.past)
+    }
+
+    #[must_use]
+    pub fn history_size(&self) -> HistorySize {
+        HistorySize {
+            removals: self.past.gone.len(),
+            states: self.past.states.len(),
+            capacity: self.capacity(),
         }
     }
 
@@ -63,11 +114,33 @@ impl Ledger {
     /// The place of a reader that has seen everything.
     #[must_use]
     pub fn head(&self) -> u64 {
-        self.sequence
+        self.past.sequence
+    }
+
+    /// The place of a reader that holds this state; `None` if the ledger never was in it, or has forgotten what went
+    /// since.
+    #[must_use]
+    pub fn place_of(&self, held: Position) -> Option<u64> {
+        // By the digest, which depends on rows alone: another replica's states, and those that a crash made us count
+        // under other revisions, are the same.
+        let place = self.past.named.get(&held.digest).copied();
+        place.filter(|place| self.remembers(*place))
+    }
+
+    /// Whether a reader at this place can be told what changed since.
+    #[must_use]
+    pub fn remembers(&self, place: u64) -> bool {
+        place >= self.past.forgotten
     }
 
     pub fn settle(&mut self, position: Position) {
         self.rows.settle(position);
+        self.past.name(position.digest);
+        self.past.forget(self.capacity());
+    }
+
+    pub fn unsettle(&mut self) {
+        self.rows.unsettle();
     }
 
     /// Applies one change; false if it says what was so before.
@@ -75,6 +148,46 @@ impl Ledger {
         if !self.rows.apply(change) {
             return false;
         }
+        self.past.note(change);
+        self.past.forget(self.capacity());
+        true
+    }
+
+    fn capacity(&self) -> usize {
+        self.rows.len().clamp(PAST_MIN, PAST_MAX)
+    }
+
+    /// Up to `limit` changes after `place`.
+    #[must_use]
+    pub fn since(&self, place: u64, limit: usize) -> Changes {
+        if !self.remembers(place) {
+            return Changes::Forgotten;
+        }
+        let (mut reached, mut changes) = (place, Vec::new());
+        for (sequence, key) in self
+            .past
+            .log
+            .range((Excluded(place), Unbounded))
+            .take(limit)
+        {
+            reached = *sequence;
+            changes.push(self.rows.as_change(key));
+        }
+        let position = if reached == self.past.sequence {
+            self.rows.position()
+        } else {
+            None
+        };
+        Changes::Some {
+            changes,
+            place: reached,
+            position,
+        }
+    }
+}
+
+impl Past {
+    fn note(&mut self, change: &RowChange) {
         let key = RowKey::of(change);
         self.sequence += 1;
         if let Some(before) = self.places.insert(key.clone(), self.sequence) {
@@ -88,76 +201,33 @@ impl Ledger {
         ) {
             self.gone.insert(self.sequence);
         }
-        while self.gone.len() > GONE_MAX {
-            let oldest = self.gone.remove_min();
-            if let Some(oldest) = oldest
+    }
+
+    /// The rows as they are now have this name.
+    fn name(&mut self, digest: u64) {
+        if let Some(before) = self.named.insert(digest, self.sequence) {
+            self.states.remove(&(before, digest));
+        }
+        self.states.insert((self.sequence, digest));
+    }
+
+    fn forget(&mut self, capacity: usize) {
+        while self.gone.len() > capacity {
+            if let Some(oldest) = self.gone.remove_min()
                 && let Some(key) = self.log.remove(&oldest)
             {
                 self.places.remove(&key);
                 self.forgotten = oldest;
             }
         }
-        true
-    }
-
-    /// Up to `limit` changes after `place`.
-    #[must_use]
-    pub fn since(&self, place: u64, limit: usize) -> Changes {
-        if place < self.forgotten {
-            return Changes::Forgotten;
-        }
-        let (mut reached, mut changes) = (place, Vec::new());
-        for (sequence, key) in self.log.range(place + 1..).take(limit) {
-            reached = *sequence;
-            changes.push(self.rows.as_change(key));
-        }
-        let position = if reached == self.sequence {
-            self.rows.position()
-        } else {
-            None
-        };
-        Changes::Some {
-            changes,
-            place: reached,
-            position,
+        while let Some(&(place, digest)) = self.states.get_min()
+            && (place < self.forgotten || self.states.len() > capacity)
+        {
+            self.states.remove_min();
+            self.named.remove(&digest);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::panic, reason = "a test's panic is its report")]
-    use super::*;
-    use crate::mesh::simulation::{endpoint, service};
-
-    #[test]
-    fn a_row_that_changed_twice_is_told_once_and_forgotten_removals_need_a_list() {
-        let mut ledger = Ledger::new(1, Rows::default());
-        assert!(ledger.apply(&service("a", 80)));
-        assert!(!ledger.apply(&service("a", 80)), "equal rows are no change");
-        assert!(ledger.apply(&service("a", 81)));
-        let Changes::Some {
-            changes,
-            place,
-            position,
-        } = ledger.since(0, 10)
-        else {
-            panic!("forgotten")
-        };
-        assert_eq!(
-            (changes, place, position),
-            (vec![service("a", 81)], 2, None)
-        );
-        for n in 0..=GONE_MAX {
-            let row = endpoint("a", u32::try_from(n).unwrap_or(u32::MAX), true);
-            assert!(ledger.apply(&row));
-            assert!(ledger.apply(&RowKey::of(&row).gone()));
-        }
-        assert!(matches!(ledger.since(2, 10), Changes::Forgotten));
-        assert!(matches!(
-            ledger.since(ledger.head(), 10),
-            Changes::Some { .. }
-        ));
-        assert!(ledger.log.len() <= GONE_MAX + 1);
-    }
-}
+mod tests;

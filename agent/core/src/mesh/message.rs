@@ -65,12 +65,40 @@ pub struct Sequenced {
     pub message: FromServer,
 }
 
+/// How a server begins to tell a cluster's rows.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Beginning {
+    /// With the difference from what the consumer holds.
+    Resumed,
+    /// With a list, because the consumer holds nothing.
+    First,
+    /// With a list, because what the consumer holds is not in the server's history.
+    HistoryGone,
+    /// With a list in the middle of a stream, because the consumer fell behind further than the history goes.
+    Lagged,
+}
+
+impl Beginning {
+    pub const ALL: [Self; 4] = [Self::Resumed, Self::First, Self::HistoryGone, Self::Lagged];
+
+    /// One word, for metrics and reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Resumed => "resumed",
+            Self::First => "first",
+            Self::HistoryGone => "history-gone",
+            Self::Lagged => "lagged",
+        }
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum FromServer {
     Hello(ServerHello),
     Start {
         cluster: Cluster,
-        resumed: bool,
+        beginning: Beginning,
     },
     Rows {
         id: ClusterId,

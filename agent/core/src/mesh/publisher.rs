@@ -3,7 +3,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Epoch, Ledger, Position, RowKey, Rows};
+use super::{Epoch, Ledger, Position, RowKey, Rows, SavedHistory};
 use crate::model::{Affinity, Batch, EndpointKey, ObjectName, RowChange, ServiceRow, ServiceRules};
 
 /// Turns a cluster's own rows into what it tells its peers: services that are global and shared, and their endpoints.
@@ -27,6 +27,7 @@ impl Publisher {
             epoch,
             revision: 0,
             told: Rows::default(),
+            history: SavedHistory::default(),
         })
     }
 
@@ -51,7 +52,7 @@ impl Publisher {
             revision: saved.revision,
             digest,
             own: Rows::default(),
-            told: Ledger::new(0, rows),
+            told: Ledger::load(0, rows, saved.history),
             complete: false,
         }
     }
@@ -62,6 +63,7 @@ impl Publisher {
             epoch: self.epoch,
             revision: self.revision,
             told: self.told.rows().clone(),
+            history: self.told.history(),
         }
     }
 
@@ -209,6 +211,8 @@ pub struct SavedPublisher {
     pub epoch: Epoch,
     pub revision: u64,
     pub told: Rows,
+    #[serde(default)]
+    pub history: SavedHistory,
 }
 
 #[cfg(test)]

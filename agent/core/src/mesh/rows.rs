@@ -1,13 +1,16 @@
+use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use serde::{Deserialize, Serialize};
 
 use super::Position;
 use crate::model::{Address, EndpointKey, EndpointRow, ObjectName, RowChange, ServiceRow};
 
 /// Names a row within its cluster.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum RowKey {
     Service(ObjectName),
     Endpoint(EndpointKey),
@@ -33,6 +36,37 @@ impl RowKey {
     }
 }
 
+/// `Service production/backend`, `endpoint 10.0.0.1 of production/backend`.
+impl fmt::Display for RowKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(name) => write!(f, "Service {name}"),
+            Self::Endpoint(key) => write!(f, "endpoint {} of {}", key.address, key.service),
+        }
+    }
+}
+
+/// What a row costs to hold, roughly and the same everywhere: its texts, and a sum for what every row has.
+#[must_use]
+pub fn row_bytes(change: &RowChange) -> u64 {
+    const ROW: usize = 128;
+    const PORT: usize = 24;
+    let name = |name: &ObjectName| name.namespace.len() + name.name.len();
+    let bytes = match change {
+        RowChange::Service(row) => {
+            let ports = row.ports.iter().map(|port| PORT + port.name.len());
+            ROW + name(&row.name) + ports.sum::<usize>()
+        }
+        RowChange::Endpoint(row) => {
+            let ports = row.ports.iter().map(|port| PORT + port.name.len());
+            let texts = row.reason.len() + row.node.len() + row.zone.len();
+            ROW + name(&row.service) + texts + ports.sum::<usize>()
+        }
+        RowChange::ServiceGone(_) | RowChange::EndpointGone(_) => 0,
+    };
+    bytes as u64
+}
+
 /// One cluster's rows. A clone is a snapshot: it shares what does not change, and costs a few words.
 ///
 /// A state file holds it as lists; the work of making them is done by whoever serialises the clone.
@@ -42,6 +76,8 @@ pub struct Rows {
     services: OrdMap<ObjectName, Arc<ServiceRow>>,
     endpoints: OrdMap<EndpointKey, Arc<EndpointRow>>,
     position: Option<Position>,
+    /// By [`row_bytes`].
+    bytes: u64,
 }
 
 impl Rows {
@@ -55,33 +91,78 @@ impl Rows {
         self.position = Some(position);
     }
 
+    /// These rows are no state that their publisher has a name for.
+    pub fn unsettle(&mut self) {
+        self.position = None;
+    }
+
     /// Applies one change; false if it says what was so before.
     pub fn apply(&mut self, change: &RowChange) -> bool {
-        let changed = match change {
-            RowChange::Service(row) => match self.services.get(&row.name) {
-                Some(held) if held == row => false,
-                _ => {
-                    self.services.insert(row.name.clone(), row.clone());
-                    true
+        let before = match change {
+            RowChange::Service(row) => {
+                let before = self.services.get(&row.name);
+                if before == Some(row) {
+                    return false;
                 }
+                let before = self.services.insert(row.name.clone(), row.clone());
+                before.map(RowChange::Service)
+            }
+            RowChange::ServiceGone(name) => match self.services.remove(name) {
+                None => return false,
+                before => before.map(RowChange::Service),
             },
-            RowChange::ServiceGone(name) => self.services.remove(name).is_some(),
             RowChange::Endpoint(row) => {
                 let key = row.key();
-                match self.endpoints.get(&key) {
-                    Some(held) if held == row => false,
-                    _ => {
-                        self.endpoints.insert(key, row.clone());
-                        true
-                    }
+                if self.endpoints.get(&key) == Some(row) {
+                    return false;
                 }
+                let before = self.endpoints.insert(key, row.clone());
+                before.map(RowChange::Endpoint)
             }
-            RowChange::EndpointGone(key) => self.endpoints.remove(key).is_some(),
+            RowChange::EndpointGone(key) => match self.endpoints.remove(key) {
+                None => return false,
+                before => before.map(RowChange::Endpoint),
+            },
         };
-        if changed {
-            self.position = None;
+        let freed = before.as_ref().map_or(0, row_bytes);
+        self.bytes = self.bytes - freed + row_bytes(change);
+        self.position = None;
+        true
+    }
+
+    /// Services and endpoints.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.services.len() + self.endpoints.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// By [`row_bytes`].
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    #[must_use]
+    pub fn contains(&self, key: &RowKey) -> bool {
+        match key {
+            RowKey::Service(name) => self.services.contains_key(name),
+            RowKey::Endpoint(key) => self.endpoints.contains_key(key),
         }
-        changed
+    }
+
+    /// Keys whose rows differ. It costs what differs, if one began as a clone of the other.
+    #[must_use]
+    pub fn differing(&self, other: &Self) -> BTreeSet<RowKey> {
+        let services = self.services.diff(&other.services);
+        let endpoints = self.endpoints.diff(&other.endpoints);
+        let services = services.map(|item| RowKey::Service(diff_key(item).clone()));
+        let endpoints = endpoints.map(|item| RowKey::Endpoint(diff_key(item).clone()));
+        services.chain(endpoints).collect()
     }
 
     #[must_use]
@@ -170,6 +251,13 @@ impl Rows {
     }
 }
 
+fn diff_key<'a, K, V>(item: DiffItem<'a, 'a, K, V>) -> &'a K {
+    match item {
+        DiffItem::Add(key, _) | DiffItem::Remove(key, _) => key,
+        DiffItem::Update { new: (key, _), .. } => key,
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Lists {
     position: Option<Position>,
@@ -189,19 +277,15 @@ impl From<Rows> for Lists {
 
 impl From<Lists> for Rows {
     fn from(lists: Lists) -> Self {
-        Self {
-            position: lists.position,
-            services: lists
-                .services
-                .into_iter()
-                .map(|row| (row.name.clone(), row))
-                .collect(),
-            endpoints: lists
-                .endpoints
-                .into_iter()
-                .map(|row| (row.key(), row))
-                .collect(),
+        let mut rows = Self::default();
+        for row in lists.services {
+            rows.apply(&RowChange::Service(row));
         }
+        for row in lists.endpoints {
+            rows.apply(&RowChange::Endpoint(row));
+        }
+        rows.position = lists.position;
+        rows
     }
 }
 
@@ -209,7 +293,28 @@ impl From<Lists> for Rows {
 mod tests {
     use super::*;
     use crate::mesh::Epoch;
-    use crate::mesh::simulation::service;
+    use crate::mesh::simulation::{endpoint, service};
+
+    #[test]
+    fn bytes_follow_the_rows_and_differences_are_named() {
+        let mut rows = Rows::default();
+        assert!(rows.apply(&service("a", 80)) && rows.apply(&endpoint("a", 1, true)));
+        let before = rows.clone();
+        assert_eq!((rows.len(), rows.bytes()), (2, 2 * 128 + 2 * 24 + 2 * 2));
+        assert!(rows.apply(&endpoint("a", 1, false)));
+        assert_eq!(rows.bytes(), before.bytes() + "Pod condition".len() as u64);
+        let key = RowKey::of(&service("a", 80));
+        assert!(rows.apply(&key.gone()) && rows.apply(&service("b", 80)));
+        let named = rows.differing(&before);
+        let wanted = [service("a", 80), service("b", 80), endpoint("a", 1, true)];
+        assert_eq!(named, wanted.iter().map(RowKey::of).collect());
+        assert_eq!(before.differing(&before), BTreeSet::new());
+        for key in rows.keys().collect::<Vec<_>>() {
+            assert!(rows.contains(&key) && rows.apply(&key.clone().gone()));
+            assert!(!rows.contains(&key) && !rows.apply(&key.gone()));
+        }
+        assert_eq!((rows.len(), rows.bytes()), (0, 0));
+    }
 
     #[test]
     fn a_change_unsettles_and_an_equal_row_does_not() {

@@ -5,12 +5,13 @@
     reason = "a test's panic is its report"
 )]
 
+mod scenarios;
+mod schedules;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
-
-use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
@@ -85,7 +86,61 @@ struct Wire {
     queue: VecDeque<Sequenced>,
     /// Half-open: both sides write, nothing arrives.
     void: bool,
+    /// The consumer reads one message a step.
+    slow: bool,
     heard: Instant,
+}
+
+/// Messages that wait in a stream; beyond them the server waits.
+const QUEUE: usize = 4;
+
+impl Wire {
+    fn new(watcher: Watcher, hello: ConsumerHello, now: Instant) -> Self {
+        Self {
+            watcher,
+            hello,
+            queue: VecDeque::new(),
+            void: false,
+            slow: false,
+            heard: now,
+        }
+    }
+
+    fn fill(&mut self, view: &View, now: Instant) {
+        while self.queue.len() < QUEUE
+            && let Some(said) = self.watcher.poll(view, now)
+        {
+            self.queue.push_back(said);
+        }
+        if self.void {
+            self.queue.clear();
+        } else {
+            self.watcher.heard(now);
+        }
+    }
+
+    /// What the consumer reads in one step.
+    fn read(&mut self) -> Vec<Sequenced> {
+        let n = if self.slow { 1 } else { self.queue.len() };
+        self.queue.drain(..n.min(self.queue.len())).collect()
+    }
+}
+
+/// What came over a wire.
+#[derive(Default)]
+struct Traffic {
+    rows: usize,
+    beginnings: Vec<Beginning>,
+}
+
+impl Traffic {
+    fn note(&mut self, said: &Sequenced) {
+        match &said.message {
+            FromServer::Rows { changes, .. } => self.rows += changes.len(),
+            FromServer::Start { beginning, .. } => self.beginnings.push(*beginning),
+            _ => {}
+        }
+    }
 }
 
 /// What a store would hold.
@@ -149,6 +204,15 @@ struct World {
     link_up: bool,
     agent_up: bool,
     last_word: Instant,
+    /// The agent was told of [`late`].
+    late_seen: bool,
+    link_traffic: Traffic,
+    agent_traffic: Traffic,
+}
+
+/// A row that west never takes back, once it has come.
+fn late() -> RowKey {
+    RowKey::of(&endpoint("stable", 2, true))
 }
 
 fn west() -> Cluster {
@@ -180,6 +244,9 @@ impl World {
             link_up: true,
             agent_up: true,
             last_word: now,
+            late_seen: false,
+            link_traffic: Traffic::default(),
+            agent_traffic: Traffic::default(),
         };
         world.say(&[service("stable", 80), endpoint("stable", 1, true)]);
         world.west.publish(&batch(vec![], true));
@@ -231,60 +298,53 @@ impl World {
             self.east.tick(now);
         }
         self.dial();
-        if let Some(wire) = &mut self.link {
-            let view = self.west.view(now);
-            if self.west_alive {
-                for _ in 0..3 {
-                    wire.queue.extend(wire.watcher.poll(&view, now));
-                }
+        self.step_link();
+        self.step_agent();
+        self.check();
+    }
+
+    fn step_link(&mut self) {
+        let now = self.now;
+        let Some(wire) = &mut self.link else { return };
+        if self.west_alive {
+            wire.fill(&self.west.view(now), now);
+        }
+        let mut fault = None;
+        let read = if self.east_alive { wire.read() } else { vec![] };
+        for said in read {
+            wire.heard = now;
+            self.last_word = now;
+            self.link_traffic.note(&said);
+            if let Err(error) = self.east.receive(&west().name, said, now) {
+                fault = Some(error);
+                break;
             }
-            if wire.void {
-                wire.queue.clear();
-            }
-            if self.east_alive && !wire.void {
-                wire.watcher.heard(now);
-            }
-            let mut fault = None;
-            while let Some(said) = wire.queue.pop_front().filter(|_| self.east_alive) {
-                wire.heard = now;
-                self.last_word = now;
-                if let Err(error) = self.east.receive(&west().name, said, now) {
+        }
+        if fault.is_some() || now - wire.heard >= 3 * HEARTBEAT || wire.watcher.is_deserted(now) {
+            self.cut_link();
+        }
+    }
+
+    fn step_agent(&mut self) {
+        let now = self.now;
+        let Some(wire) = &mut self.agent else { return };
+        if self.east_alive {
+            wire.fill(&self.east.view(now), now);
+        }
+        let mut fault = None;
+        for said in wire.read() {
+            self.agent_traffic.note(&said);
+            match self.feed.receive(said, now) {
+                Ok(events) => self.store.apply(events),
+                Err(error) => {
                     fault = Some(error);
                     break;
                 }
             }
-            if fault.is_some() || now - wire.heard >= 3 * HEARTBEAT || wire.watcher.is_deserted(now)
-            {
-                self.cut_link();
-            }
         }
-        if let Some(wire) = &mut self.agent {
-            if self.east_alive {
-                let view = self.east.view(now);
-                for _ in 0..3 {
-                    wire.queue.extend(wire.watcher.poll(&view, now));
-                }
-            }
-            if wire.void {
-                wire.queue.clear();
-            } else {
-                wire.watcher.heard(now);
-            }
-            let mut fault = None;
-            while let Some(said) = wire.queue.pop_front() {
-                match self.feed.receive(said, now) {
-                    Ok(events) => self.store.apply(events),
-                    Err(error) => {
-                        fault = Some(error);
-                        break;
-                    }
-                }
-            }
-            if fault.is_some() || self.feed.tick(now).is_err() {
-                self.cut_agent();
-            }
+        if fault.is_some() || self.feed.tick(now).is_err() {
+            self.cut_agent();
         }
-        self.check();
     }
 
     fn dial(&mut self) {
@@ -295,13 +355,7 @@ impl World {
             self.west.admit(&hello).expect("welcome");
             let watcher =
                 Watcher::new(hello.clone(), &self.west.view(now), now).expect("one version");
-            self.link = Some(Wire {
-                watcher,
-                hello,
-                queue: VecDeque::new(),
-                void: false,
-                heard: now,
-            });
+            self.link = Some(Wire::new(watcher, hello, now));
         }
         if self.agent.is_none() && self.agent_up && self.east_alive {
             self.feed.dial();
@@ -309,19 +363,12 @@ impl World {
             self.east.admit(&hello).expect("welcome");
             let watcher =
                 Watcher::new(hello.clone(), &self.east.view(now), now).expect("one version");
-            self.agent = Some(Wire {
-                watcher,
-                hello,
-                queue: VecDeque::new(),
-                void: false,
-                heard: now,
-            });
+            self.agent = Some(Wire::new(watcher, hello, now));
         }
     }
 
-    /// What holds at every moment: a complete list once seen, what west never took back is there, and a stale peer
-    /// became live by a word only.
-    fn check(&self) {
+    /// What holds at every moment: a complete list once seen, what west never took back is there, whoever crashed.
+    fn check(&mut self) {
         let id = west().id;
         if self.store.complete.get(&id) == Some(&true) {
             let rows = &self.store.rows[&id];
@@ -334,6 +381,12 @@ impl World {
                 "a row went that west never took back"
             );
         }
+        let late = self.store.rows.get(&id).map(|rows| rows.contains(&late()));
+        assert!(
+            !self.late_seen || late != Some(false),
+            "the agent went back in time"
+        );
+        self.late_seen = late == Some(true);
     }
 
     fn run(&mut self, time: Duration) {
@@ -348,6 +401,7 @@ impl World {
         if !self.west_alive {
             self.restart_west();
         }
+        self.retell_west();
         if !self.east_alive {
             self.restart_east();
         }
@@ -369,10 +423,20 @@ impl World {
             self.now,
             self.wall(),
         );
-        // The source says everything anew: endpoints first, to be nasty.
+    }
+
+    /// West's source says everything anew: endpoints first, to be nasty.
+    fn retell_west(&mut self) {
         let mut changes = self.west_rows.all();
         changes.reverse();
         self.west.publish(&batch(changes, true));
+    }
+
+    /// Another mesh server takes west's place: it has the same source, and an epoch of its own.
+    fn switch_west(&mut self, epoch: u64) {
+        self.west_saved = SavedHub::empty(Epoch(epoch));
+        self.restart_west();
+        self.retell_west();
     }
 
     fn kill_east(&mut self) {
@@ -399,6 +463,7 @@ impl World {
         let (feed, events) = Feed::new(settings(), self.feed_saved.clone(), self.now, self.wall());
         self.feed = feed;
         self.store = Store::default();
+        self.late_seen = false; // Its file may be older.
         self.store.apply(events);
     }
 
@@ -454,431 +519,3 @@ fn settings() -> FeedSettings {
 }
 
 const SECOND: Duration = Duration::from_secs(1);
-
-#[test]
-fn a_cut_makes_stale_then_drops_and_a_word_brings_all_back() {
-    let mut world = World::new();
-    world.run(SECOND);
-    world.assert_converged();
-    assert!(world.store.complete[&west().id]);
-    world.link_up = false;
-    if let Some(wire) = &mut world.link {
-        wire.void = true;
-    }
-    let silent_for = |world: &World| world.now - world.last_word;
-    while silent_for(&world) < STALE - STEP {
-        world.step();
-        assert_eq!(world.peer().state, PeerState::Connected);
-    }
-    world.run(2 * STEP);
-    assert_eq!(world.peer().state, PeerState::Stale);
-    assert!(world.store.stale[&west().id]);
-    assert_eq!(
-        world.store.rows[&west().id].endpoints(),
-        1,
-        "stale rows stay"
-    );
-    world.run(TTL);
-    assert_eq!(world.peer().state, PeerState::Dropped);
-    assert!(world.store.rows.is_empty());
-    world.heal();
-    world.assert_converged();
-    assert!(world.store.complete[&west().id]);
-    let listed =
-        |event: &&FeedEvent| matches!(event, FeedEvent::Rows { batch, .. } if batch.complete);
-    assert_eq!(world.store.history.iter().filter(listed).count(), 2);
-}
-
-#[test]
-fn while_the_feed_is_lost_nothing_grows_stale() {
-    let mut world = World::new();
-    world.run(SECOND);
-    world.kill_east();
-    world.run(2 * TTL);
-    assert_eq!(world.feed.status().state, FeedState::Lost);
-    assert!(!world.store.stale[&west().id]);
-    // Half-open is found by silence, and is no news about west either.
-    world.restart_east();
-    world.run(SECOND);
-    assert_eq!(world.feed.status().state, FeedState::Connected);
-    world.agent.as_mut().unwrap().void = true;
-    world.agent_up = false;
-    world.run(TTL);
-    assert_eq!(world.feed.status().state, FeedState::Lost);
-    assert!(!world.store.stale[&west().id]);
-    world.heal();
-    world.assert_converged();
-}
-
-#[test]
-fn a_restart_with_everybody_dead_loses_nothing_and_a_stale_peer_stays_stale() {
-    let mut world = World::new();
-    world.run(SECOND);
-    world.save();
-    world.kill_west();
-    world.kill_east();
-    world.now += 3600 * SECOND;
-    world.restart_agent();
-    world.run(TTL);
-    let rows = &world.store.rows[&west().id];
-    assert_eq!((rows.services(), rows.endpoints()), (1, 1));
-    assert!(!world.store.stale[&west().id]);
-    assert!(
-        !world.store.complete[&west().id],
-        "a state file is no passport"
-    );
-    // East comes back alone: from here on it witnesses the silence.
-    world.restart_east();
-    world.run(5 * SECOND);
-    assert!(world.store.stale[&west().id]);
-    world.save();
-    world.restart_agent();
-    assert!(world.store.stale[&west().id], "its own file says so");
-    world.restart_east();
-    world.run(SECOND / 2);
-    assert!(world.store.stale[&west().id], "no word of west, no change");
-    world.heal();
-    world.assert_converged();
-}
-
-#[test]
-fn a_restart_resumes_and_sends_no_row_again() {
-    let mut world = World::new();
-    world.run(2 * SECOND);
-    world.save();
-    for restart in [
-        World::restart_west,
-        World::restart_east,
-        World::restart_agent,
-        World::cut_link,
-        World::cut_agent,
-    ] {
-        restart(&mut world);
-        let resumed = world.feed.status().resumed;
-        let before = world.store.history.len();
-        world.run(2 * SECOND);
-        world.assert_converged();
-        let new = &world.store.history[before..];
-        let rows = |event: &&FeedEvent| matches!(event, FeedEvent::Rows { batch, .. } if !batch.changes.is_empty());
-        assert_eq!(new.iter().filter(rows).count(), 0, "{new:?}");
-        assert!(world.feed.status().resumed >= resumed);
-    }
-    assert!(world.feed.status().resumed >= 1);
-}
-
-#[test]
-fn a_mesh_server_that_was_stopped_blames_nobody() {
-    let mut world = World::new();
-    world.run(2 * SECOND);
-    // East's mesh server does not run for an hour, then runs on: words lie in its socket.
-    world.now += 3600 * SECOND;
-    if let Some(wire) = &mut world.link {
-        wire.heard = world.now;
-        wire.watcher.heard(world.now);
-    }
-    world.run(2 * SECOND);
-    assert!(
-        world
-            .store
-            .history
-            .iter()
-            .all(|event| !matches!(event, FeedEvent::Peer { stale: true, .. }))
-    );
-    world.heal();
-    world.assert_converged();
-}
-
-#[test]
-fn a_third_clusters_rows_are_refused_counted_and_named() {
-    let mut world = World::new();
-    world.run(SECOND);
-    let wire = world.link.as_mut().unwrap();
-    let view = world.west.view(world.now);
-    // West's next message is about north.
-    let sequence = loop {
-        match wire.watcher.poll(&view, world.now + 2 * SECOND) {
-            Some(said) if matches!(said.message, FromServer::Heartbeat(_)) => break said.sequence,
-            Some(_) => {}
-            None => panic!("a heartbeat was due"),
-        }
-    };
-    let north = cluster("north", 3).id;
-    let message = FromServer::Rows {
-        id: north,
-        changes: vec![service("stolen", 80)],
-        position: None,
-    };
-    world
-        .east
-        .receive(&west().name, Sequenced { sequence, message }, world.now)
-        .unwrap();
-    world.run(2 * SECOND);
-    world.assert_converged();
-    let peer = world.peer();
-    assert_eq!((peer.state, peer.refused_rows), (PeerState::Connected, 1));
-    assert_eq!(
-        peer.last_error.unwrap().0,
-        "\"west\" spoke for cluster id 3: 1 rows refused, a mesh server speaks for its own cluster only"
-    );
-}
-
-#[test]
-fn a_message_that_comes_again_later_changes_nothing() {
-    let mut world = World::new();
-    world.run(SECOND);
-    let mut written = Vec::new();
-    for port in [80, 81] {
-        world.say(&[service("s", port)]);
-        let view = world.west.view(world.now);
-        written.extend(world.link.as_mut().unwrap().watcher.poll(&view, world.now));
-    }
-    let first = written[0].clone();
-    assert!(
-        matches!(first.message, FromServer::Rows { .. }),
-        "{first:?}"
-    );
-    let queue = &mut world.link.as_mut().unwrap().queue;
-    queue.extend(written);
-    queue.push_back(first);
-    world.run(SECOND);
-    world.assert_converged();
-}
-
-#[test]
-fn duplicates_are_refused_with_both_names() {
-    let mut world = World::new();
-    world.run(SECOND);
-    let lab: ClusterName = "lab2".parse().unwrap();
-    let links: BTreeMap<_, _> = [(west().name, None), (lab.clone(), None)].into();
-    world.east.set_links(&links, true, world.now);
-    let hello = |name: &str, id| ServerHello {
-        cluster: cluster(name, id),
-        epoch: Epoch(9),
-        heartbeat: HEARTBEAT,
-        version: 1,
-    };
-    let mut say = |hello: ServerHello| {
-        world.east.open(&lab, "e").unwrap();
-        let said = Sequenced {
-            sequence: 1,
-            message: FromServer::Hello(hello),
-        };
-        world
-            .east
-            .receive(&lab, said, world.now)
-            .unwrap_err()
-            .to_string()
-    };
-    assert_eq!(
-        say(hello("lab2", 2)),
-        "cluster id 2 is taken: \"west\" and \"lab2\" both use it; give one another id in its --cluster-id, then restart it"
-    );
-    assert!(say(hello("lab2", 1)).starts_with("cluster id 1 is taken: \"east\" and \"lab2\""));
-    assert!(
-        say(hello("east", 7))
-            .starts_with("cluster name \"east\" is taken: the clusters with id 1 and id 7")
-    );
-    assert!(say(hello("north", 7)).contains("the link \"lab2\" reached cluster \"north\" (id 7)"));
-    let consumer = |name: &str, id, role| ConsumerHello {
-        cluster: cluster(name, id),
-        role,
-        node: String::new(),
-        held: vec![],
-        stale_after: None,
-        versions: vec![1],
-    };
-    let mut ask = |hello: ConsumerHello| world.east.admit(&hello).unwrap_err().to_string();
-    assert!(
-        ask(consumer("lab2", 2, Role::MeshServer))
-            .starts_with("cluster id 2 is taken: \"west\" and \"lab2\"")
-    );
-    assert!(
-        ask(consumer("east", 5, Role::MeshServer)).starts_with("cluster name \"east\" is taken")
-    );
-    assert!(ask(consumer("east", 5, Role::Agent)).contains("same --cluster-name and --cluster-id"));
-    world.run(SECOND);
-    world.assert_converged();
-}
-
-#[test]
-fn hears_us_is_told_and_an_unlinked_cluster_goes() {
-    let mut world = World::new();
-    world.run(10 * SECOND);
-    assert_eq!(world.peer().hears_us, HearsUs::No);
-    let hello = ConsumerHello {
-        cluster: west(),
-        role: Role::MeshServer,
-        node: String::new(),
-        held: vec![],
-        stale_after: None,
-        versions: vec![1],
-    };
-    world.east.admit(&hello).unwrap();
-    world.run(SECOND);
-    assert_eq!(world.peer().hears_us, HearsUs::Yes);
-    world.east.leave(&hello);
-    world.run(SECOND);
-    assert_eq!(world.peer().hears_us, HearsUs::No);
-    // Unlinked while the agent is away: it hears of it when it is back.
-    world.cut_agent();
-    world.link_up = false;
-    world.cut_link();
-    world.east.set_links(&BTreeMap::new(), false, world.now);
-    assert!(world.east.open(&west().name, "e").is_none());
-    world.run(SECOND);
-    assert!(world.store.rows.is_empty());
-    let last = world
-        .store
-        .history
-        .iter()
-        .rfind(|event| matches!(event, FeedEvent::Dropped { .. }));
-    assert_eq!(
-        last,
-        Some(&FeedEvent::Dropped {
-            cluster: west(),
-            why: Dropped::Unlinked
-        })
-    );
-}
-
-#[test]
-fn long_lists_are_paged_and_changes_meanwhile_arrive() {
-    let mut world = World::new();
-    let many: Vec<RowChange> = (0..3000)
-        .map(|n| endpoint("stable", n + 10, true))
-        .collect();
-    world.say(&many);
-    world.step();
-    world.say(&[
-        RowKey::of(&many[5]).gone(),
-        RowKey::of(&many[2900]).gone(),
-        endpoint("stable", 9000, false),
-    ]);
-    world.run(3 * SECOND);
-    world.assert_converged();
-    assert_eq!(world.store.rows[&west().id].endpoints(), 3000);
-}
-
-#[derive(Clone, Debug)]
-enum Op {
-    Say(u8, u16),
-    Take(u8),
-    Endpoint(u8, u32, bool),
-    TakeEndpoint(u8, u32),
-    Steps(u8),
-    Repeat(bool, usize),
-    Swap(bool, usize),
-    Lose(bool, usize),
-    Cut(bool),
-    HalfOpen(bool),
-    RestartWest,
-    RestartEast,
-    RestartAgent,
-    KillEast,
-    Save,
-    Jump(u16),
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        4 => (0..4_u8, 80..83_u16).prop_map(|(n, port)| Op::Say(n, port)),
-        2 => (0..4_u8).prop_map(Op::Take),
-        6 => (0..4_u8, 0..6_u32, any::<bool>()).prop_map(|(n, e, ready)| Op::Endpoint(n, e, ready)),
-        3 => (0..4_u8, 0..6_u32).prop_map(|(n, e)| Op::TakeEndpoint(n, e)),
-        8 => (1..12_u8).prop_map(Op::Steps),
-        2 => (any::<bool>(), 0..8_usize).prop_map(|(link, n)| Op::Repeat(link, n)),
-        2 => (any::<bool>(), 0..4_usize).prop_map(|(link, n)| Op::Swap(link, n)),
-        2 => (any::<bool>(), 0..4_usize).prop_map(|(link, n)| Op::Lose(link, n)),
-        1 => any::<bool>().prop_map(Op::Cut),
-        1 => any::<bool>().prop_map(Op::HalfOpen),
-        1 => Just(Op::RestartWest),
-        1 => Just(Op::RestartEast),
-        1 => Just(Op::RestartAgent),
-        1 => Just(Op::KillEast),
-        2 => Just(Op::Save),
-        1 => (1..30_u16).prop_map(Op::Jump),
-    ]
-}
-
-fn apply(world: &mut World, op: &Op) {
-    let name = |n: &u8| format!("s{n}");
-    // Messages in flight are those that a step has not delivered: write some without reading.
-    let fill = |wire: &mut Option<Wire>, hub: &mut Hub, now: Instant| {
-        if let Some(wire) = wire {
-            let view = hub.view(now);
-            for _ in 0..4 {
-                wire.queue.extend(wire.watcher.poll(&view, now + HEARTBEAT));
-            }
-        }
-    };
-    if let Op::Repeat(link, _) | Op::Swap(link, _) | Op::Lose(link, _) = op {
-        if *link && world.west_alive {
-            fill(&mut world.link, &mut world.west, world.now);
-        } else if world.east_alive {
-            fill(&mut world.agent, &mut world.east, world.now);
-        }
-    }
-    match op {
-        Op::Say(n, port) => world.say(&[service(&name(n), *port)]),
-        Op::Take(n) => world.say(&[RowChange::ServiceGone(ObjectName::new("n", &name(n)))]),
-        Op::Endpoint(n, e, ready) => world.say(&[endpoint(&name(n), *e, *ready)]),
-        Op::TakeEndpoint(n, e) => world.say(&[RowKey::of(&endpoint(&name(n), *e, true)).gone()]),
-        Op::Steps(n) => world.run(STEP * u32::from(*n)),
-        Op::Repeat(link, n) => on_wire(world, *link, |queue| queue.extend(queue.get(*n).cloned())),
-        Op::Swap(link, n) => on_wire(world, *link, |queue| {
-            if n + 1 < queue.len() {
-                queue.swap(*n, n + 1);
-            }
-        }),
-        Op::Lose(link, n) => on_wire(world, *link, |queue| drop(queue.remove(*n))),
-        Op::Cut(true) => world.cut_link(),
-        Op::Cut(false) => world.cut_agent(),
-        Op::HalfOpen(true) => world.link.iter_mut().for_each(|wire| wire.void = true),
-        Op::HalfOpen(false) => world.agent.iter_mut().for_each(|wire| wire.void = true),
-        Op::RestartWest => world.restart_west(),
-        Op::RestartEast => world.restart_east(),
-        Op::RestartAgent => world.restart_agent(),
-        Op::KillEast => world.kill_east(),
-        Op::Save => world.save(),
-        Op::Jump(seconds) => world.now += SECOND * u32::from(*seconds),
-    }
-}
-
-fn on_wire(world: &mut World, link: bool, act: impl FnOnce(&mut VecDeque<Sequenced>)) {
-    let wire = if link {
-        &mut world.link
-    } else {
-        &mut world.agent
-    };
-    if let Some(wire) = wire {
-        act(&mut wire.queue);
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
-    /// Whatever happens on the way, it ends with equal rows; and on the way no row goes that west did not take back,
-    /// no equal row wakes the store, and no stale peer becomes live without a word.
-    #[test]
-    fn any_schedule_converges(ops in proptest::collection::vec(op(), 1..80)) {
-        let mut world = World::new();
-        let mut stale_since = None;
-        for op in &ops {
-            if matches!(op, Op::RestartEast | Op::RestartAgent) {
-                stale_since = None; // An older state file may know less.
-            }
-            let was_stale = world.store.stale.get(&west().id).copied().unwrap_or(false);
-            apply(&mut world, op);
-            let is_stale = world.store.stale.get(&west().id).copied().unwrap_or(false);
-            if !was_stale && is_stale {
-                stale_since = Some(world.now);
-            }
-            if let (true, false, Some(since)) = (was_stale, is_stale, stale_since) {
-                prop_assert!(world.last_word > since - STEP * 12, "live again without a word");
-            }
-        }
-        world.heal();
-        world.assert_converged();
-    }
-}

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use imbl::OrdMap;
 
 use super::{
-    Age, Changes, Cluster, ConsumerHello, Epoch, Fault, FromServer, HearsUs, Held, Ledger,
-    LinkState, PeerReport, PeerSilence, Position, Role, RowKey, Rows, Sequenced, ServerHello,
+    Age, Beginning, Changes, Cluster, ConsumerHello, Epoch, Fault, FromServer, HearsUs, Held,
+    Ledger, LinkState, PeerReport, PeerSilence, Position, Role, RowKey, Sequenced, ServerHello,
     VERSION,
 };
 use crate::model::{ClusterId, ClusterName};
@@ -37,6 +37,9 @@ pub struct View {
 pub struct ClusterView {
     pub cluster: Cluster,
     pub ledger: Ledger,
+    /// Whoever these rows come from has confirmed them since this mesh server started. Before that they may be older than
+    /// what consumers were told by an earlier run.
+    pub confirmed: bool,
 }
 
 /// A link, as agents are told of it.
@@ -74,31 +77,28 @@ impl PeerView {
     }
 }
 
-/// One cluster's way down a stream.
-#[derive(Debug)]
-enum Stage {
-    /// A page at a time, from the snapshot that was newest when it began.
-    Listing {
-        snapshot: Ledger,
-        last: Option<RowKey>,
-    },
-    /// All pages are sent; the end mark waits for a settled state.
-    Catching {
-        place: u64,
-    },
-    /// The end mark is all there is to send.
-    Resumed,
-    Live {
-        place: u64,
-        told: Option<Position>,
-    },
-}
-
+/// One cluster's way down a stream. It holds no rows: a slow consumer costs a few words, however much changes.
 #[derive(Debug)]
 struct Told {
     name: ClusterName,
+    /// Of the ledger that `place` is in.
     instance: u64,
+    /// Changes after it are still to be told.
+    place: u64,
     stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// A page at a time, of the newest rows. Changes since the list began come after its last page.
+    Listing {
+        last: Option<RowKey>,
+    },
+    /// All pages are sent, or none is needed; the end mark waits for a settled state.
+    Catching,
+    Live {
+        position: Option<Position>,
+    },
 }
 
 /// The server's side of one stream: asked for the next message, it compares what the consumer was told with the view.
@@ -113,6 +113,8 @@ pub struct Watcher {
     /// What was told of links, and whether those were all.
     peers: Option<(Arc<Vec<PeerView>>, bool)>,
     told: BTreeMap<ClusterId, Told>,
+    /// Whose rows were told last: the others come first.
+    turn: Option<ClusterId>,
     next_heartbeat: Instant,
     /// Peers whose silence was told to have reached `stale_after`.
     silent: Vec<ClusterId>,
@@ -138,6 +140,7 @@ impl Watcher {
             greeted: false,
             peers: None,
             told: BTreeMap::new(),
+            turn: None,
             // At once: an agent judges a peer by its silence before it hears its rows.
             next_heartbeat: now,
             silent: Vec::new(),
@@ -150,16 +153,20 @@ impl Watcher {
         self.heard = now;
     }
 
-    /// The consumer has said nothing for three heartbeats.
+    /// When the consumer has said nothing for three heartbeats, if it goes on so.
+    #[must_use]
+    pub fn deserted_at(&self) -> Instant {
+        self.heard + 3 * self.heartbeat
+    }
+
     #[must_use]
     pub fn is_deserted(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.heard) >= 3 * self.heartbeat
+        now >= self.deserted_at()
     }
 
     /// When to look again, if no view comes before.
     #[must_use]
     pub fn next_deadline(&self, view: &View) -> Instant {
-        let deserted = self.heard + 3 * self.heartbeat;
         let crossing = self
             .stale_after
             .filter(|_| self.role == Role::Agent)
@@ -172,7 +179,7 @@ impl Watcher {
                     .map(|(_, silence, _)| view.made + limit.saturating_sub(*silence))
                     .min()
             });
-        let next = self.next_heartbeat.min(deserted);
+        let next = self.next_heartbeat.min(self.deserted_at());
         crossing.map_or(next, |crossing| next.min(crossing))
     }
 
@@ -215,9 +222,13 @@ impl Watcher {
             });
         }
         self.told.retain(|id, _| view.clusters.contains_key(id));
-        view.clusters
-            .values()
-            .find_map(|cluster| self.rows(cluster))
+        let (turn, clusters) = (self.turn, || view.clusters.values());
+        let later = clusters().filter(|view| Some(view.cluster.id) > turn);
+        let sooner = clusters().filter(|view| Some(view.cluster.id) <= turn);
+        let mut in_turn = later.chain(sooner);
+        let (id, said) = in_turn.find_map(|view| Some((view.cluster.id, self.rows(view)?)))?;
+        self.turn = Some(id);
+        Some(said)
     }
 
     fn heartbeat(&mut self, view: &View, now: Instant) -> Option<FromServer> {
@@ -248,113 +259,106 @@ impl Watcher {
     fn rows(&mut self, view: &ClusterView) -> Option<FromServer> {
         let (id, ledger) = (view.cluster.id, &view.ledger);
         let told = match self.told.get_mut(&id) {
-            Some(told) if told.name == view.cluster.name && told.instance == ledger.instance() => {
-                told
+            None => return self.start(view),
+            Some(told) if told.name != view.cluster.name || told.instance != ledger.instance() => {
+                return Some(self.begin(view, Beginning::First));
             }
-            _ => return Some(self.start(view)),
+            Some(told) => told,
         };
-        match &mut told.stage {
-            Stage::Listing { snapshot, last } => {
-                let changes = snapshot.rows().page(last.as_ref(), ROWS_MAX);
-                let Some(end) = changes.last() else {
-                    told.stage = Stage::Catching {
-                        place: snapshot.head(),
-                    };
-                    return self.rows(view);
-                };
+        let rows = |changes, position| {
+            Some(FromServer::Rows {
+                id,
+                changes,
+                position,
+            })
+        };
+        if let Stage::Listing { last } = &mut told.stage
+            && ledger.remembers(told.place)
+        {
+            let page = ledger.rows().page(last.as_ref(), ROWS_MAX);
+            if let Some(end) = page.last() {
                 *last = Some(RowKey::of(end));
-                Some(FromServer::Rows {
-                    id,
-                    changes,
-                    position: None,
-                })
+                return rows(page, None);
             }
-            Stage::Resumed => {
-                let position = ledger.rows().position();
-                let Some(position) =
-                    position.filter(|position| is_held(&self.held, &view.cluster, *position))
-                else {
-                    return Some(self.start(view)); // It went on since: list.
-                };
-                told.stage = Stage::Live {
-                    place: ledger.head(),
-                    told: Some(position),
+            told.stage = Stage::Catching;
+        }
+        let Changes::Some {
+            changes,
+            place,
+            position,
+        } = ledger.since(told.place, ROWS_MAX)
+        else {
+            return Some(self.begin(view, Beginning::Lagged));
+        };
+        told.place = place;
+        match &mut told.stage {
+            Stage::Live { position: at } => {
+                if changes.is_empty() && (position.is_none() || position == *at) {
+                    return None;
+                }
+                *at = position;
+                rows(changes, position)
+            }
+            stage if changes.is_empty() => {
+                // An earlier run's rows are told, and taken for whole by nobody.
+                let position = position.filter(|_| view.confirmed)?;
+                *stage = Stage::Live {
+                    position: Some(position),
                 };
                 Some(FromServer::Complete { id, position })
             }
-            Stage::Catching { place } => match ledger.since(*place, ROWS_MAX) {
-                Changes::Forgotten => Some(self.start(view)),
-                Changes::Some {
-                    changes,
-                    place: reached,
-                    position,
-                } => {
-                    *place = reached;
-                    if !changes.is_empty() {
-                        return Some(FromServer::Rows {
-                            id,
-                            changes,
-                            position: None,
-                        });
-                    }
-                    let position = position?;
-                    told.stage = Stage::Live {
-                        place: reached,
-                        told: Some(position),
-                    };
-                    Some(FromServer::Complete { id, position })
-                }
-            },
-            Stage::Live { place, told: at } => match ledger.since(*place, ROWS_MAX) {
-                Changes::Forgotten => Some(self.start(view)),
-                Changes::Some {
-                    changes,
-                    place: reached,
-                    position,
-                } => {
-                    if changes.is_empty() && (position.is_none() || position == *at) {
-                        return None;
-                    }
-                    (*place, *at) = (reached, position);
-                    Some(FromServer::Rows {
-                        id,
-                        changes,
-                        position,
-                    })
-                }
-            },
+            // No state has a name before the end mark.
+            _ => rows(changes, None),
         }
     }
 
-    fn start(&mut self, view: &ClusterView) -> FromServer {
-        let rows: &Rows = view.ledger.rows();
-        let first = !self.told.contains_key(&view.cluster.id);
-        let resumed = first
-            && rows
-                .position()
-                .is_some_and(|position| is_held(&self.held, &view.cluster, position));
-        let stage = if resumed {
-            Stage::Resumed
-        } else {
-            Stage::Listing {
-                snapshot: view.ledger.clone(),
-                last: None,
-            }
+    /// The first word of a cluster; `None` while it is better not to begin.
+    fn start(&mut self, view: &ClusterView) -> Option<FromServer> {
+        let held = |held: &Held| held.cluster == view.cluster;
+        let Some(n) = self.held.iter().position(held) else {
+            return Some(self.begin(view, Beginning::First));
         };
+        let held = self.held[n].position;
+        let said = match view.ledger.place_of(held) {
+            Some(place) => self.tell(view, Beginning::Resumed, place, Stage::Catching),
+            // A crash may have made us forget what this consumer was told last. It keeps that until we know better.
+            None if !view.confirmed && !is_older(held, view.ledger.rows().position()) => {
+                return None;
+            }
+            None => self.begin(view, Beginning::HistoryGone),
+        };
+        // It held that when the stream began, and from now on what it is told.
+        self.held.swap_remove(n);
+        Some(said)
+    }
+
+    /// A list from its first row.
+    fn begin(&mut self, view: &ClusterView, beginning: Beginning) -> FromServer {
+        let stage = Stage::Listing { last: None };
+        self.tell(view, beginning, view.ledger.head(), stage)
+    }
+
+    fn tell(
+        &mut self,
+        view: &ClusterView,
+        beginning: Beginning,
+        place: u64,
+        stage: Stage,
+    ) -> FromServer {
         let told = Told {
             name: view.cluster.name.clone(),
             instance: view.ledger.instance(),
+            place,
             stage,
         };
         self.told.insert(view.cluster.id, told);
         FromServer::Start {
             cluster: view.cluster.clone(),
-            resumed,
+            beginning,
         }
     }
 }
 
-fn is_held(held: &[Held], cluster: &Cluster, position: Position) -> bool {
-    held.iter()
-        .any(|held| held.cluster == *cluster && held.position == position)
+fn is_older(held: Position, known: Option<Position>) -> bool {
+    known.is_some_and(|known| known.epoch == held.epoch && held.revision < known.revision)
 }

@@ -22,12 +22,12 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
-use super::Visitor;
+use super::{Served, Visitor};
 use crate::hub::HubHandle;
 use crate::tls::{Certificate, Tls, server_words};
 
 /// Connections at once, with those that still shake hands.
-const CONNECTIONS_MAX: usize = 8192;
+pub(super) const CONNECTIONS_MAX: usize = 8192;
 const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
 /// For streams to end at shutdown.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(2);
@@ -106,10 +106,11 @@ impl Listen {
 pub async fn serve(
     listen: Listen,
     hub: HubHandle,
+    served: Arc<Served>,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let (accepted, incoming) = mpsc::channel::<io::Result<Accepted>>(64);
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let room = served.connections.clone();
     let tasks = TaskTracker::new();
     let unix_path = listen.unix.as_ref().map(|(_, path)| path.clone());
     if let Some((listener, tls)) = listen.tcp {
@@ -130,9 +131,9 @@ pub async fn serve(
         ));
     }
     drop(accepted);
-    let service = super::service(hub, tasks.clone(), shutdown.clone());
+    let service = super::service(hub, served, tasks.clone(), shutdown.clone());
     let server = Server::builder().add_service(service);
-    let served = server.serve_with_incoming_shutdown(
+    let serving = server.serve_with_incoming_shutdown(
         ReceiverStream::new(incoming),
         shutdown.clone().cancelled_owned(),
     );
@@ -141,7 +142,7 @@ pub async fn serve(
         sleep(SHUTDOWN_TIME).await;
     };
     let result = tokio::select! {
-        result = served => result,
+        result = serving => result,
         () = ended => Ok(()),
     };
     shutdown.cancel();

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 mod blind;
+mod resume;
 mod world;
 
 use std::fs;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use isthmus_core::mesh::{Cluster, FeedEvent, LinkState, PeerStatus, PeerView, Rows};
+use isthmus_core::mesh::{Cluster, FeedEvent, LinkState, PeerStatus, PeerView, Position, Rows};
 use isthmus_core::model::{
     Affinity, Batch, Condition, EndpointPort, EndpointRow, ObjectName, PortRow, Protocol,
     RowChange, ServiceRow, ServiceRules,
@@ -20,7 +20,7 @@ use isthmus_mesh::config::TlsPaths;
 use isthmus_mesh::feed::{self, FeedConfig, MeshStatus};
 use isthmus_mesh::hub::{self, HubConfig, HubHandle};
 use isthmus_mesh::links::{self, Links};
-use isthmus_mesh::server::{self, Listen};
+use isthmus_mesh::server::{self, Listen, Served};
 use isthmus_mesh::tls::Tls;
 use isthmus_proto::mesh::v1 as proto;
 use isthmus_proto::mesh::v1::mesh_server::MeshServer;
@@ -67,9 +67,13 @@ pub(crate) fn service(name: &str) -> RowChange {
 }
 
 pub(crate) fn endpoint(service: &str, number: u8) -> RowChange {
+    endpoint_at(service, 0x0a00_0000 + u32::from(number))
+}
+
+pub(crate) fn endpoint_at(service: &str, address: u32) -> RowChange {
     RowChange::Endpoint(Arc::new(EndpointRow {
         service: ObjectName::new("production", service),
-        address: Ipv4Addr::new(10, 0, 0, number).into(),
+        address: Ipv4Addr::from_bits(address).into(),
         ports: vec![EndpointPort {
             name: "".into(),
             protocol: Protocol::Tcp,
@@ -101,7 +105,12 @@ impl World {
     }
 
     pub(crate) async fn mesh(&self, name: &str, id: u16) -> Mesh {
-        let home = self.directory.path().join(name);
+        self.mesh_at(name, id, name).await
+    }
+
+    /// A mesh server with files of its own, in `home`.
+    pub(crate) async fn mesh_at(&self, name: &str, id: u16, home: &str) -> Mesh {
+        let home = self.directory.path().join(home);
         let certs = home.join("certs");
         certs::issue(&name.parse().unwrap(), &certs, Some(&self.ca)).unwrap();
         Mesh::start(
@@ -175,9 +184,10 @@ pub(crate) struct Mesh {
     pub(crate) socket: PathBuf,
     pub(crate) address: SocketAddr,
     pub(crate) hub: HubHandle,
+    pub(crate) served: Arc<Served>,
     stop: CancellationToken,
     hub_stop: CancellationToken,
-    served: JoinHandle<()>,
+    serving: JoinHandle<()>,
     tasks: TaskTracker,
     hub_task: JoinHandle<()>,
 }
@@ -207,8 +217,9 @@ impl Mesh {
         let (hub, hub_task) = hub::spawn(config, hub_stop.clone()).unwrap();
         let directory = Links::new(links.clone(), own.name.clone(), Some(tls));
         let _problems = links::spawn(directory, hub.clone(), tasks.clone(), stop.clone());
-        let serving = server::serve(listen, hub.clone(), stop.child_token());
-        let served = tokio::spawn(async move { serving.await.unwrap() });
+        let served = Arc::new(Served::default());
+        let serving = server::serve(listen, hub.clone(), served.clone(), stop.child_token());
+        let serving = tokio::spawn(async move { serving.await.unwrap() });
         Self {
             own,
             home,
@@ -217,9 +228,10 @@ impl Mesh {
             socket,
             address,
             hub,
+            served,
             stop,
             hub_stop,
-            served,
+            serving,
             tasks,
             hub_task,
         }
@@ -237,6 +249,12 @@ impl Mesh {
     pub(crate) fn link(&self, name: &str, address: SocketAddr, id: Option<u16>) {
         let id = id.map(|id| format!("id: {id}\n  ")).unwrap_or_default();
         self.write_link(name, format!("{id}endpoints: [\"{address}\"]"));
+    }
+
+    /// With several endpoints, tried in turn.
+    pub(crate) fn link_all(&self, name: &str, addresses: &[SocketAddr]) {
+        let quoted: Vec<String> = addresses.iter().map(|a| format!("\"{a}\"")).collect();
+        self.write_link(name, format!("endpoints: [{}]", quoted.join(", ")));
     }
 
     pub(crate) fn link_with(&self, name: &str, address: SocketAddr, ca: &Path, certs: &Path) {
@@ -266,6 +284,19 @@ impl Mesh {
             .iter()
             .find(|peer| peer.name.as_str() == name)
             .cloned()
+    }
+
+    /// Of what it tells its peers.
+    pub(crate) fn position(&self) -> Option<Position> {
+        self.hub.views().borrow().own.ledger.rows().position()
+    }
+
+    /// Of what it holds of a peer.
+    pub(crate) fn position_of(&self, name: &str) -> Option<Position> {
+        let view = self.hub.views().borrow().clone();
+        let mut clusters = view.clusters.values();
+        let cluster = clusters.find(|cluster| cluster.cluster.name.as_str() == name)?;
+        cluster.ledger.rows().position()
     }
 
     pub(crate) fn is_connected(&self, name: &str) -> bool {
@@ -312,7 +343,7 @@ impl Mesh {
 
     pub(crate) async fn stop(self) {
         self.stop.cancel();
-        self.served.await.unwrap();
+        self.serving.await.unwrap();
         self.tasks.close();
         self.tasks.wait().await;
         self.hub_stop.cancel();
@@ -519,7 +550,7 @@ impl proto::mesh_server::Mesh for Liar {
             messages.push(Message::Start(proto::ClusterStart {
                 cluster_id,
                 cluster_name,
-                resumed: false,
+                beginning: proto::Beginning::First.into(),
             }));
             messages.push(Message::Rows(proto::RowBatch {
                 cluster_id,

@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant, SystemTime};
 
-use super::super::listing::Listing;
+use super::super::intake::Intake;
 use super::super::{
     Age, Cluster, Held, LinkState, PeerReport, PeerSilence, Position, Rows, SavedSilence,
 };
@@ -15,7 +15,7 @@ pub(super) struct Peer {
     /// Of the rows held. `None` until our mesh server began to tell them.
     pub(super) id: Option<ClusterId>,
     rows: Rows,
-    listing: Listing,
+    intake: Intake,
     /// A list was complete since the agent started.
     complete: bool,
     /// As last reported. It does not grow by itself.
@@ -34,7 +34,7 @@ impl Peer {
             name,
             id: None,
             rows: Rows::default(),
-            listing: Listing::Silent,
+            intake: Intake::default(),
             complete: false,
             witnessed: Duration::ZERO,
             last_word: None,
@@ -47,6 +47,7 @@ impl Peer {
     pub(super) fn load(saved: SavedPeer, now: Instant, wall: SystemTime) -> Self {
         Self {
             id: Some(saved.cluster.id),
+            intake: Intake::load(&saved.rows),
             rows: saved.rows,
             witnessed: saved.silence.witnessed,
             last_word: saved.silence.last_word(now, wall),
@@ -69,9 +70,9 @@ impl Peer {
         })
     }
 
-    /// A whole list is held, of the cluster with this id.
+    /// A state of the cluster with this id was held whole.
     pub(super) fn holds(&self, id: ClusterId) -> bool {
-        self.id == Some(id) && self.rows.position().is_some()
+        self.id == Some(id) && self.intake.has_base()
     }
 
     /// Also before its rows begin.
@@ -85,11 +86,9 @@ impl Peer {
 
     /// A new stream: what is held complete.
     pub(super) fn open(&mut self) -> Option<Held> {
-        self.listing = Listing::Silent;
-        Some(Held {
-            cluster: self.cluster()?,
-            position: self.rows.position()?,
-        })
+        let position = self.intake.open()?;
+        let cluster = self.cluster()?;
+        Some(Held { cluster, position })
     }
 
     pub(super) fn report(&mut self, report: PeerReport, now: Instant) {
@@ -148,9 +147,7 @@ impl Peer {
 
     /// The rows held are a complete list of this run.
     fn is_told_whole(&self) -> bool {
-        self.complete
-            && matches!(self.listing, Listing::Live | Listing::Silent)
-            && self.rows.position().is_some()
+        self.complete && self.intake.is_still() && self.rows.position().is_some()
     }
 
     /// Its rows go, and so does its id if another cluster has it now.
@@ -158,7 +155,7 @@ impl Peer {
         self.drop_rows(Dropped::Renumbered, events);
         self.id = id;
         self.rows = Rows::default();
-        self.listing = Listing::Silent;
+        self.intake = Intake::default();
         self.complete = false;
         self.standing = None;
         self.witnessed = Duration::ZERO;
@@ -174,7 +171,7 @@ impl Peer {
     }
 
     pub(super) fn start(&mut self, resumed: bool) -> Result<(), &'static str> {
-        self.listing.start(resumed, &self.rows)
+        self.intake.start(resumed, &self.rows)
     }
 
     pub(super) fn rows(
@@ -183,7 +180,7 @@ impl Peer {
         position: Option<Position>,
         events: &mut Vec<FeedEvent>,
     ) -> Result<(), &'static str> {
-        let changes = self.listing.rows(&mut self.rows, changes, position)?;
+        let changes = self.intake.rows(&mut self.rows, changes, position)?;
         self.tell(changes, false, events);
         Ok(())
     }
@@ -193,7 +190,7 @@ impl Peer {
         position: Position,
         events: &mut Vec<FeedEvent>,
     ) -> Result<(), &'static str> {
-        let changes = self.listing.complete(&mut self.rows, position)?;
+        let changes = self.intake.complete(&mut self.rows, position)?;
         let first = !std::mem::replace(&mut self.complete, true);
         self.tell(changes, first, events);
         Ok(())

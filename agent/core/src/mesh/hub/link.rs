@@ -1,11 +1,11 @@
 use std::time::{Duration, Instant, SystemTime};
 
-use super::super::listing::Listing;
+use super::super::intake::Intake;
 use super::super::message::in_sequence;
 use super::super::silence::{Silence, Wakefulness};
 use super::super::{
-    Age, Cluster, ClusterView, Fault, FromServer, HearsUs, Held, Ledger, LinkState, PeerView, Rows,
-    Sequenced, ServerHello, VERSION,
+    Age, Beginning, Cluster, ClusterView, Fault, FromServer, HearsUs, Held, Ledger, LinkState,
+    PeerView, Rows, Sequenced, ServerHello, VERSION,
 };
 use super::SavedLink;
 use crate::model::{ClusterId, ClusterName};
@@ -25,6 +25,9 @@ pub(super) struct Link {
     pub(super) hears_us: HearsUs,
     pub(super) hears_us_since: Age,
     ledger: Ledger,
+    intake: Intake,
+    /// The peer has told them whole since this mesh server started.
+    confirmed: bool,
     stream: Option<Stream>,
     endpoint: String,
     tries: u32,
@@ -37,7 +40,6 @@ struct Stream {
     /// The next message's number.
     expected: u64,
     greeted: bool,
-    listing: Listing,
 }
 
 /// What a message did.
@@ -61,6 +63,8 @@ impl Link {
             hears_us: HearsUs::Unknown,
             hears_us_since: Age::zero(now),
             ledger: Ledger::new(instance, Rows::default()),
+            intake: Intake::default(),
+            confirmed: false,
             stream: None,
             endpoint: String::new(),
             tries: 0,
@@ -79,7 +83,8 @@ impl Link {
         Self {
             id: Some(saved.cluster.id),
             silence: Silence::load(&saved.silence, clock, now, wall),
-            ledger: Ledger::new(instance, saved.rows),
+            intake: Intake::load(&saved.rows),
+            ledger: Ledger::load(instance, saved.rows, saved.history),
             ..Self::new(saved.cluster.name, instance, clock, now)
         }
     }
@@ -97,6 +102,7 @@ impl Link {
             },
             silence: self.silence.save(clock, now, wall),
             rows: self.ledger.rows().clone(),
+            history: self.ledger.history(),
         })
     }
 
@@ -122,6 +128,7 @@ impl Link {
                 id,
             },
             ledger: self.ledger.clone(),
+            confirmed: self.confirmed,
         }
     }
 
@@ -134,16 +141,13 @@ impl Link {
         self.stream = Some(Stream {
             expected: 1,
             greeted: false,
-            listing: Listing::Silent,
         });
         let cluster = Cluster {
             name: self.name.clone(),
             id: self.id?,
         };
-        self.ledger
-            .rows()
-            .position()
-            .map(|position| Held { cluster, position })
+        let position = self.intake.open()?;
+        Some(Held { cluster, position })
     }
 
     pub(super) fn close(&mut self, error: String, refused: bool, now: Instant) {
@@ -219,23 +223,20 @@ impl Link {
                 id: other, changes, ..
             } if other != id => self.refuse(other, changes.len(), now),
             FromServer::Complete { id: other, .. } if other != id => self.refuse(other, 0, now),
-            FromServer::Start { resumed, .. } => stream
-                .listing
-                .start(resumed, self.ledger.rows())
-                .map_err(broke)?,
+            FromServer::Start { beginning, .. } => {
+                let resumed = beginning == Beginning::Resumed;
+                self.intake.start(resumed, &self.ledger).map_err(broke)?;
+            }
             FromServer::Rows {
                 changes, position, ..
             } => {
-                stream
-                    .listing
-                    .rows(&mut self.ledger, changes, position)
-                    .map_err(broke)?;
+                let told = self.intake.rows(&mut self.ledger, changes, position);
+                told.map_err(broke)?;
             }
             FromServer::Complete { position, .. } => {
-                stream
-                    .listing
-                    .complete(&mut self.ledger, position)
-                    .map_err(broke)?;
+                let ended = self.intake.complete(&mut self.ledger, position);
+                ended.map_err(broke)?;
+                self.confirmed = true;
             }
             // What a peer says of third clusters is hearsay.
             FromServer::Peers { .. } | FromServer::Heartbeat(_) => return Ok(Effect::Counted),
@@ -290,6 +291,8 @@ impl Link {
             if self.id.is_some() {
                 // Another id is another owner: consumers list anew.
                 self.ledger = Ledger::new(instance, Rows::default());
+                self.intake = Intake::default();
+                self.confirmed = false;
             }
             self.id = Some(found.id);
         }

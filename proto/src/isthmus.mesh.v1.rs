@@ -129,6 +129,13 @@ pub struct ServerHello {
     /// The version of this protocol that the stream uses: the greatest that both sides speak.
     #[prost(uint32, tag = "6")]
     pub version: u32,
+    /// A list that leaves out more than this share of the rows held is doubted, in percent, 0..100. Agents do as their mesh
+    /// server; to mesh servers of other clusters it says nothing.
+    #[prost(uint32, tag = "7")]
+    pub quarantine_percent: u32,
+    /// How long rows stay that a doubted list left out.
+    #[prost(uint32, tag = "8")]
+    pub quarantine_ms: u32,
 }
 /// The server begins to tell one cluster's rows.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -342,6 +349,25 @@ pub struct Peer {
     /// Rows refused because the peer may not speak for their cluster, since this mesh server started.
     #[prost(uint64, tag = "11")]
     pub refused_rows: u64,
+    /// Rows that stay though the peer's newest list left them out; absent if there are none.
+    #[prost(message, optional, tag = "12")]
+    pub quarantine: ::core::option::Option<Quarantine>,
+}
+/// A list was doubted because it left out much of what was held.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Quarantine {
+    /// Rows that it left out, and that were not named since.
+    #[prost(uint64, tag = "1")]
+    pub rows: u64,
+    /// Rows held when it came.
+    #[prost(uint64, tag = "2")]
+    pub held: u64,
+    /// Since it came.
+    #[prost(uint64, tag = "3")]
+    pub age_ms: u64,
+    /// Until the rows go. None goes while the peer is not connected.
+    #[prost(uint64, tag = "4")]
+    pub left_ms: u64,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -462,6 +462,25 @@ pub struct Peer {
     /// Rows that it sent and had no right to say, since our mesh server started.
     #[prost(uint64, tag = "16")]
     pub refused_rows: u64,
+    /// Rows of it that stay though its newest list left them out; absent if there are none.
+    #[prost(message, optional, tag = "17")]
+    pub quarantine: ::core::option::Option<Quarantine>,
+}
+/// A list was doubted because it left out much of what was held.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct Quarantine {
+    /// Rows that it left out, and that were not named since.
+    #[prost(uint64, tag = "1")]
+    pub rows: u64,
+    /// Rows that were held when it came.
+    #[prost(uint64, tag = "2")]
+    pub held: u64,
+    /// Since it came.
+    #[prost(double, tag = "3")]
+    pub age_seconds: f64,
+    /// Until the rows go. None goes while the peer is not connected.
+    #[prost(double, tag = "4")]
+    pub left_seconds: f64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LinkError {

@@ -15,6 +15,7 @@
 mod backoff;
 mod fault;
 mod feed;
+mod guard;
 mod hub;
 mod intake;
 mod ledger;
@@ -22,6 +23,7 @@ mod message;
 mod position;
 mod publisher;
 mod rows;
+mod salt;
 mod silence;
 mod watcher;
 
@@ -34,11 +36,12 @@ pub use feed::{
     Dropped, Feed, FeedEvent, FeedSettings, FeedState, FeedStatus, PeerState, PeerStatus,
     SavedFeed, SavedPeer, Standing,
 };
-pub use hub::{Hub, SavedHub, SavedLink};
+pub use guard::{Guard, Quarantine};
+pub use hub::{Hub, HubSettings, Notice, SavedHub, SavedLink};
 pub use ledger::{Changes, HistorySize, Ledger, SavedHistory};
 pub use message::{
     Beginning, Cluster, ConsumerHello, FromServer, HearsUs, Held, LinkState, PeerReport,
-    PeerSilence, Role, Sequenced, ServerHello, VERSION,
+    PeerSilence, QuarantineReport, Role, Sequenced, ServerHello, VERSION,
 };
 pub use position::{Epoch, Position};
 pub use publisher::{Publisher, SavedPublisher};

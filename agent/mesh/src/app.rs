@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use isthmus_core::manifest::ManifestOptions;
-use isthmus_core::mesh::Cluster;
+use isthmus_core::mesh::{Cluster, Guard};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{CommonArgs, ConfigError, SourceSpec, duration, listen_address};
+use crate::config::{CommonArgs, ConfigError, SourceSpec, duration, listen_address, percent};
 use crate::http::{self, Readiness};
 use crate::hub::{self, HubConfig, HubHandle};
 use crate::links::{self, Links};
@@ -44,6 +44,15 @@ pub struct MeshArgs {
     /// How often to say that we live, to peers and to agents.
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration)]
     pub heartbeat: Duration,
+
+    /// A list that leaves out more than this share of the rows that it replaces is doubted: a peer's, and the first of our
+    /// own source after a restart. 100% believes all.
+    #[arg(long, value_name = "PERCENT", default_value = "50%", value_parser = percent)]
+    pub quarantine_share: u8,
+
+    /// How long rows stay that a doubted list left out, if they are not named meanwhile.
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration)]
+    pub quarantine_time: Duration,
 
     /// What outlives a restart: the epoch, what was told, and what is known of peers.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/isthmus/mesh")]
@@ -122,6 +131,10 @@ pub async fn serve(args: MeshArgs, shutdown: CancellationToken) -> Result<()> {
         own: own.clone(),
         node: node_name(),
         heartbeat: args.heartbeat,
+        guard: Guard {
+            percent: args.quarantine_share,
+            grace: args.quarantine_time,
+        },
         state_dir: args.state_dir,
     };
     let (hub, hub_task) = hub::spawn(config, hub_stop.clone())?;

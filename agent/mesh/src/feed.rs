@@ -237,8 +237,10 @@ impl Task {
                 },
                 _ = beat.tick() => self.beat(&stream),
                 () = sleep_until(deadline.into()), if room => {
-                    if let Err(fault) = self.feed.tick(Instant::now()) {
-                        return Ok(fault.into());
+                    let now = Instant::now();
+                    match self.feed.tick(now) {
+                        Ok(events) => self.take(events, now),
+                        Err(fault) => return Ok(fault.into()),
                     }
                 }
                 gone = deliver(&self.sender, &mut self.pending) => return Err(gone),
@@ -260,12 +262,17 @@ impl Task {
         if telling || standing || now - self.shown >= STATUS_AGE {
             self.show(now);
         }
+        self.take(events, now);
+        Ok(())
+    }
+
+    /// Lines events up for the agent, and saves what they changed.
+    fn take(&mut self, events: Vec<FeedEvent>, now: Instant) {
         if !events.is_empty() || now - self.saved >= SAVE_AGE {
             self.saved = now;
             self.saver.put(self.feed.save(now, SystemTime::now()));
         }
         self.pending.extend(events);
-        Ok(())
     }
 
     fn beat(&mut self, stream: &Stream) {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use isthmus_core::mesh::{Cluster, ConsumerHello, Epoch, Fault, Hub, SavedHub, Sequenced, View};
+use isthmus_core::mesh::{
+    Cluster, ConsumerHello, Epoch, Fault, Guard, Hub, HubSettings, SavedHub, Sequenced, View,
+};
 use isthmus_core::model::{Batch, ClusterId, ClusterName};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -79,6 +81,8 @@ pub struct HubConfig {
     pub own: Cluster,
     pub node: String,
     pub heartbeat: Duration,
+    /// `--quarantine-share`, `--quarantine-time`.
+    pub guard: Guard,
     pub state_dir: PathBuf,
 }
 
@@ -103,13 +107,13 @@ pub fn spawn(
     // An epoch that could not be kept would change with every start: better no start.
     statefile::store(&path, KIND, &saved)?;
     let now = Instant::now();
-    let mut hub = Hub::new(
-        config.own.clone(),
-        config.heartbeat,
-        saved,
-        now,
-        SystemTime::now(),
-    );
+    let settings = HubSettings {
+        own: config.own.clone(),
+        heartbeat: config.heartbeat,
+        guard: config.guard,
+        seed: rand::random(),
+    };
+    let mut hub = Hub::new(settings, saved, now, SystemTime::now());
     let (commands, queue) = mpsc::channel(QUEUE);
     let (view_sender, views) = watch::channel(hub.view(now));
     let (audience_sender, audience) = watch::channel(Audience::default());
@@ -165,6 +169,9 @@ impl Task {
             if ticked {
                 self.hub.tick(now);
             }
+            for notice in self.hub.take_notices() {
+                tracing::warn!("{notice}");
+            }
             let news = self.hub.has_news();
             if news || ticked {
                 self.views.send_replace(self.hub.view(now));
@@ -190,7 +197,7 @@ impl Task {
         let (hub, now) = (&mut self.hub, Instant::now());
         // Whoever asked and did not wait for the answer is gone, and says so by itself.
         match command {
-            Command::Publish(batch) => hub.publish(&batch),
+            Command::Publish(batch) => hub.publish(&batch, now),
             Command::Links { wanted, complete } => hub.set_links(&wanted, complete, now),
             Command::Dial { name, endpoint } => hub.dial(&name, &endpoint),
             Command::Open { name, hello } => drop(hello.send(hub.open(&name, &self.node))),

@@ -94,6 +94,19 @@ impl Collector for MeshMetrics {
             endpoints,
         )?;
 
+        let held = view.clusters.values().chain([&view.own]);
+        let withheld = held.map(|cluster| {
+            let rows = cluster.quarantine.map_or(0, |quarantine| quarantine.rows);
+            let label = [("cluster", cluster.cluster.name.to_string())];
+            (label, count(rows))
+        });
+        family(
+            &mut encoder,
+            "mesh_quarantined_rows",
+            "Rows of a cluster that stay for now though its newest list left them out",
+            withheld,
+        )?;
+
         let help = "Rows turned down because the peer may not speak for their cluster";
         let mut refused =
             encoder.encode_descriptor("mesh_peer_refused_rows", help, None, MetricType::Counter)?;

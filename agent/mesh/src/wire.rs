@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_core::mesh::{
-    Beginning, Cluster, ConsumerHello, Epoch, FromServer, HearsUs, Held, LinkState, PeerReport,
-    PeerSilence, Position, Role, Sequenced, ServerHello,
+    Beginning, Cluster, ConsumerHello, Epoch, FromServer, Guard, HearsUs, Held, LinkState,
+    PeerReport, PeerSilence, Position, QuarantineReport, Role, Sequenced, ServerHello,
 };
 use isthmus_core::model::ClusterId;
 use isthmus_proto::mesh::v1 as proto;
@@ -142,6 +142,8 @@ pub fn say(said: Sequenced) -> proto::WatchResponse {
             capabilities: Vec::new(),
             heartbeat_ms: millis32(hello.heartbeat),
             version: hello.version,
+            quarantine_percent: hello.guard.percent.into(),
+            quarantine_ms: millis32(hello.guard.grace),
         }),
         FromServer::Start { cluster, beginning } => Message::Start(proto::ClusterStart {
             cluster_id: cluster.id.get().into(),
@@ -184,6 +186,10 @@ pub fn hear(said: proto::WatchResponse) -> Result<Sequenced> {
             cluster: cluster(&hello.cluster_name, hello.cluster_id)?,
             epoch: Epoch(hello.epoch),
             heartbeat: Duration::from_millis(hello.heartbeat_ms.into()),
+            guard: Guard {
+                percent: percent(hello.quarantine_percent)?,
+                grace: Duration::from_millis(hello.quarantine_ms.into()),
+            },
             version: hello.version,
         }),
         Message::Start(start) => FromServer::Start {
@@ -219,6 +225,11 @@ pub fn hear(said: proto::WatchResponse) -> Result<Sequenced> {
         sequence: said.sequence,
         message,
     })
+}
+
+fn percent(said: u32) -> Result<u8> {
+    let percent = u8::try_from(said).ok().filter(|percent| *percent <= 100);
+    percent.ok_or(Malformed("quarantine_percent"))
 }
 
 fn say_beginning(beginning: Beginning) -> proto::Beginning {
@@ -276,6 +287,12 @@ fn say_peer(peer: PeerReport) -> proto::Peer {
         tries: peer.tries,
         endpoint: peer.endpoint,
         refused_rows: peer.refused_rows,
+        quarantine: peer.quarantine.map(|quarantine| proto::Quarantine {
+            rows: quarantine.rows,
+            held: quarantine.held,
+            age_ms: millis(quarantine.age),
+            left_ms: millis(quarantine.left),
+        }),
     }
 }
 
@@ -304,6 +321,12 @@ fn peer(said: proto::Peer) -> Result<PeerReport> {
         tries: said.tries,
         endpoint: said.endpoint,
         refused_rows: said.refused_rows,
+        quarantine: said.quarantine.map(|said| QuarantineReport {
+            rows: said.rows,
+            held: said.held,
+            age: Duration::from_millis(said.age_ms),
+            left: Duration::from_millis(said.left_ms),
+        }),
     })
 }
 

@@ -104,5 +104,11 @@ fn peer(status: &PeerStatus, now: Instant) -> pb::Peer {
             .map(|error| link_error(error, status.tries, now)),
         dropped_in_seconds: status.dropped_in.map(|left| left.as_secs_f64()),
         refused_rows: status.refused_rows,
+        quarantine: status.quarantine.map(|quarantine| pb::Quarantine {
+            rows: quarantine.rows as u64,
+            held: quarantine.held as u64,
+            age_seconds: seconds(&quarantine.since, now),
+            left_seconds: quarantine.left(now).as_secs_f64(),
+        }),
     }
 }

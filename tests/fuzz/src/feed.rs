@@ -57,8 +57,9 @@ impl World {
             0 => {
                 let pause = PAUSES[usize::from(step.a & 3)];
                 (self.now, self.wall) = (self.now + pause, self.wall + pause);
-                if self.feed.tick(self.now).is_err() {
-                    self.close();
+                match self.feed.tick(self.now) {
+                    Ok(events) => self.store.apply(events),
+                    Err(_) => self.close(),
                 }
             }
             1 => self.close(),

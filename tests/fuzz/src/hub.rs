@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_core::mesh::{
-    Cluster, ConsumerHello, Epoch, Feed, Hub, Role, SavedFeed, SavedHub, Sequenced, VERSION,
-    Watcher,
+    Cluster, ConsumerHello, Epoch, Feed, Hub, HubSettings, Role, SavedFeed, SavedHub, Sequenced,
+    VERSION, Watcher,
 };
 use isthmus_core::model::{Batch, ClusterId, ClusterName};
 use isthmus_mesh::{feed, hub};
 
 use crate::feed::settings;
-use crate::peers::{EAST, HEARTBEAT, Liar, STALE_AFTER, Step, Store, Who, change, cross, steps};
+use crate::peers::{
+    EAST, GUARD, HEARTBEAT, Liar, STALE_AFTER, Step, Store, Who, change, cross, steps,
+};
 use crate::state::kept;
 
 const PAUSES: [Duration; 4] = [
@@ -43,6 +45,15 @@ struct World {
     far_stream: Option<Stream>,
 }
 
+pub(crate) fn hub_settings(own: Cluster) -> HubSettings {
+    HubSettings {
+        own,
+        heartbeat: HEARTBEAT,
+        guard: GUARD,
+        seed: 0,
+    }
+}
+
 /// The server's end of a consumer's stream.
 struct Stream {
     hello: ConsumerHello,
@@ -68,7 +79,10 @@ pub(crate) fn check(input: &[u8]) {
 impl World {
     fn new() -> Self {
         let (now, wall) = (Instant::now(), SystemTime::UNIX_EPOCH);
-        let fresh = |own, epoch| Hub::new(own, HEARTBEAT, SavedHub::empty(Epoch(epoch)), now, wall);
+        let fresh = |own, epoch| {
+            let saved = SavedHub::empty(Epoch(epoch));
+            Hub::new(hub_settings(own), saved, now, wall)
+        };
         let (feed, _) = Feed::new(settings(), SavedFeed::default(), now, wall);
         let mut world = Self {
             now,
@@ -95,10 +109,13 @@ impl World {
             0 => self.pause(PAUSES[usize::from(step.a & 3)], step.b & 1 == 0),
             1 => self.link(step.a, step.b, step.c & 1 == 0),
             2 => self.close(PEERS[usize::from(step.a) % 3], "cut", step.b & 1 == 0),
-            3 => self.hub.publish(&Batch {
-                changes: vec![change(step.a), change(step.b)],
-                complete: step.c & 1 == 0,
-            }),
+            3 => {
+                let batch = Batch {
+                    changes: vec![change(step.a), change(step.b)],
+                    complete: step.c & 1 == 0,
+                };
+                self.hub.publish(&batch, self.now);
+            }
             4 => self.cut_agent(),
             5 => self.cut_far(),
             6 => drop(self.tell_agent(step.a.into())),
@@ -116,8 +133,9 @@ impl World {
             self.hub.tick(self.now);
         }
         self.far.tick(self.now);
-        if self.feed.tick(self.now).is_err() {
-            self.cut_agent();
+        match self.feed.tick(self.now) {
+            Ok(events) => self.store.apply(events),
+            Err(_) => self.cut_agent(),
         }
     }
 
@@ -258,13 +276,8 @@ impl World {
         self.cut_agent();
         self.cut_far();
         let saved: SavedHub = kept(hub::KIND, &self.hub.save(self.now, self.wall));
-        self.hub = Hub::new(
-            EAST.cluster(),
-            HEARTBEAT,
-            saved.clone(),
-            self.now,
-            self.wall,
-        );
+        let settings = hub_settings(EAST.cluster());
+        self.hub = Hub::new(settings, saved.clone(), self.now, self.wall);
         assert_eq!(
             self.hub.save(self.now, self.wall),
             saved,
@@ -289,7 +302,7 @@ impl World {
         self.hub.set_links(&self.wanted, true, self.now);
         let complete = true;
         let changes = Vec::new();
-        self.hub.publish(&Batch { changes, complete });
+        self.hub.publish(&Batch { changes, complete }, self.now);
         for _ in 0..2 {
             self.pause(HEARTBEAT, true);
             assert!(

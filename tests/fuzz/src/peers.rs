@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_core::mesh::{
-    Beginning, Cluster, Epoch, Feed, FeedEvent, FromServer, HearsUs, LinkState, PeerReport,
+    Beginning, Cluster, Epoch, Feed, FeedEvent, FromServer, Guard, HearsUs, LinkState, PeerReport,
     PeerSilence, Position, Rows, Sequenced, ServerHello, VERSION,
 };
 use isthmus_core::model::{
@@ -18,6 +18,10 @@ use prost::Message as _;
 
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 pub(crate) const STALE_AFTER: Duration = Duration::from_secs(3);
+pub(crate) const GUARD: Guard = Guard {
+    percent: 50,
+    grace: Duration::from_secs(60),
+};
 pub(crate) const TTL: Duration = Duration::from_secs(300);
 
 /// A cluster by number: its name, with any of the ids.
@@ -191,6 +195,7 @@ impl Liar {
                 cluster,
                 epoch: Epoch(u64::from(step.c >> 4) + 1),
                 heartbeat: HEARTBEAT * u32::from(step.c & 15 != 15),
+                guard: GUARD,
                 version: VERSION + u32::from(step.c == 7),
             }),
             1 => FromServer::Start {
@@ -264,6 +269,7 @@ fn report(who: Who, step: Step) -> PeerReport {
         tries: 1,
         endpoint: "192.0.2.1:4260".to_owned(),
         refused_rows: 0,
+        quarantine: None,
     }
 }
 

@@ -129,6 +129,7 @@ fn states() -> Vec<(&'static str, Vec<u8>)> {
             silence,
             rows: rows.clone(),
             history: SavedHistory::default(),
+            exact: true,
         }],
     };
     let peers = SavedFeed {

@@ -32,7 +32,7 @@ fn accept(file: &[u8]) {
     let (now, wall) = (Instant::now(), SystemTime::now());
     if let Ok(saved) = statefile::decode::<SavedHub>(file, hub::KIND) {
         let saved = kept(hub::KIND, &saved);
-        let mut hub = Hub::new(EAST.cluster(), HEARTBEAT, saved, now, wall);
+        let mut hub = Hub::new(crate::hub::hub_settings(EAST.cluster()), saved, now, wall);
         hub.tick(now + HEARTBEAT);
         let _ = hub.view(now + HEARTBEAT);
         kept(hub::KIND, &hub.save(now + HEARTBEAT, wall + HEARTBEAT));

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::message::in_sequence;
 use super::{
-    Age, Beginning, Cluster, ConsumerHello, Fault, FromServer, PeerReport, PeerSilence, Role, Rows,
-    SavedSilence, Sequenced, ServerHello, VERSION,
+    Age, Beginning, Cluster, ConsumerHello, Fault, FromServer, Guard, PeerReport, PeerSilence,
+    Role, Rows, SavedSilence, Sequenced, ServerHello, VERSION,
 };
 use crate::model::{Batch, ClusterId, ClusterName};
 
@@ -89,6 +89,8 @@ pub struct Feed {
     listed: bool,
     /// What the last [`FeedEvent::Linked`] said.
     linked: Option<Vec<Cluster>>,
+    /// Our mesh server's, for its own lists.
+    guard: Guard,
 }
 
 #[derive(Debug)]
@@ -101,6 +103,13 @@ struct Stream {
     resumed: bool,
     /// The newest heartbeat: a cluster's silence is told before its rows are.
     silences: (Vec<PeerSilence>, Instant),
+}
+
+impl Stream {
+    /// When it has been silent for too long.
+    fn deadline(&self) -> Instant {
+        self.heard + self.heartbeat.map_or(GREETING, |heartbeat| 3 * heartbeat)
+    }
 }
 
 /// Between the transport's standing and the hello.
@@ -137,6 +146,7 @@ impl Feed {
             tries: 0,
             listed: false,
             linked: None,
+            guard: Guard::default(),
         };
         (feed, events)
     }
@@ -196,26 +206,31 @@ impl Feed {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let stream = self.stream.as_ref()?;
-        Some(stream.heard + stream.heartbeat.map_or(GREETING, |heartbeat| 3 * heartbeat))
+        let releases = self.peers.values().filter_map(Peer::next_release);
+        releases.chain([stream.deadline()]).min()
     }
 
     /// # Errors
     /// The stream has been silent for too long: close it.
-    pub fn tick(&mut self, now: Instant) -> Result<(), Fault> {
-        let (Some(deadline), Some(stream)) = (self.next_deadline(), &mut self.stream) else {
-            return Ok(());
+    pub fn tick(&mut self, now: Instant) -> Result<Vec<FeedEvent>, Fault> {
+        let mut events = Vec::new();
+        let Some(stream) = &mut self.stream else {
+            return Ok(events);
         };
-        if now < deadline {
-            return Ok(());
-        }
-        let late = now.saturating_duration_since(deadline);
-        let patience = stream.heartbeat.unwrap_or(GREETING);
-        if late >= patience {
+        let deadline = stream.deadline();
+        if now >= deadline {
+            let late = now.saturating_duration_since(deadline);
+            let patience = stream.heartbeat.unwrap_or(GREETING);
+            if late < patience {
+                return Err(Fault::Silent);
+            }
             // We were stopped, not the server: its words may lie in our socket. It gets one more heartbeat.
             stream.heard = now - (deadline - stream.heard) + patience;
-            return Ok(());
         }
-        Err(Fault::Silent)
+        for peer in self.peers.values_mut() {
+            peer.release(now, &mut events);
+        }
+        Ok(events)
     }
 
     /// The stream said something.
@@ -249,7 +264,7 @@ impl Feed {
                     self.resumed += 1;
                     self.last_resumed = Some(Age::zero(now));
                 }
-                self.start(&cluster, resumed, now, &mut events)?;
+                self.start(&cluster, beginning, now, &mut events)?;
             }
             FromServer::Rows {
                 id,
@@ -262,7 +277,7 @@ impl Feed {
             }
             FromServer::Complete { id, position } => {
                 known(&mut self.peers, id)?
-                    .complete(position, &mut events)
+                    .complete(position, self.guard, now, &mut events)
                     .map_err(broke)?;
             }
         }
@@ -290,6 +305,7 @@ impl Feed {
             }
             stream.heartbeat = Some(hello.heartbeat);
         }
+        self.guard = hello.guard;
         (self.state, self.state_since) = (FeedState::Connected, Age::zero(now));
         (self.last_error, self.tries) = (None, 0);
         Ok(())
@@ -340,13 +356,13 @@ impl Feed {
     fn start(
         &mut self,
         cluster: &Cluster,
-        resumed: bool,
+        beginning: Beginning,
         now: Instant,
         events: &mut Vec<FeedEvent>,
     ) -> Result<(), Fault> {
         // Before anything is dropped: what a failed message did would never be told.
         let known = self.peers.get(&cluster.name);
-        if resumed && known.is_none_or(|peer| !peer.holds(cluster.id)) {
+        if beginning == Beginning::Resumed && known.is_none_or(|peer| !peer.holds(cluster.id)) {
             return Err(broke("resumes what is not held"));
         }
         for other in self
@@ -371,7 +387,7 @@ impl Feed {
         {
             peer.silence(silence, *at);
         }
-        peer.start(resumed).map_err(broke)?;
+        peer.start(beginning).map_err(broke)?;
         peer.judge(&self.settings, now, events);
         Ok(())
     }

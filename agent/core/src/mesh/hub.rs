@@ -4,27 +4,39 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::salt::Salt;
 use super::silence::Wakefulness;
 use super::{
-    Age, Cluster, ClusterView, ConsumerHello, Epoch, Fault, HearsUs, LinkState, PeerView,
+    Age, Cluster, ClusterView, ConsumerHello, Epoch, Fault, Guard, HearsUs, LinkState, PeerView,
     Publisher, Role, Rows, SavedHistory, SavedPublisher, SavedSilence, Sequenced, VERSION, View,
 };
 use crate::model::{Batch, ClusterId, ClusterName};
 
 mod link;
+mod notice;
 
-use link::{Effect, Link};
+use link::{Around, Effect, Link};
+pub use notice::Notice;
 
 /// A peer that has just come back gets this long to watch us before we say that it does not.
 const HEARS_US_GRACE: Duration = Duration::from_secs(5);
+
+/// What does not change while a mesh server runs.
+#[derive(Clone, Debug)]
+pub struct HubSettings {
+    pub own: Cluster,
+    pub heartbeat: Duration,
+    pub guard: Guard,
+    /// Random: tells this run's names from another's.
+    pub seed: u64,
+}
 
 /// What a mesh server knows: its own cluster's rows, every linked cluster's, and who hears whom.
 ///
 /// The shell around it owns the sockets: it dials links, hands on what they say, and gives [`View`]s to watchers.
 #[derive(Debug)]
 pub struct Hub {
-    own: Cluster,
-    heartbeat: Duration,
+    settings: HubSettings,
     publisher: Publisher,
     clock: Wakefulness,
     started: Instant,
@@ -38,6 +50,7 @@ pub struct Hub {
     peers: Arc<Vec<PeerView>>,
     peers_made: Instant,
     news: News,
+    notices: Vec<Notice>,
 }
 
 /// How soon watchers should see what changed.
@@ -52,17 +65,10 @@ enum News {
 
 impl Hub {
     #[must_use]
-    pub fn new(
-        own: Cluster,
-        heartbeat: Duration,
-        saved: SavedHub,
-        now: Instant,
-        wall: SystemTime,
-    ) -> Self {
+    pub fn new(settings: HubSettings, saved: SavedHub, now: Instant, wall: SystemTime) -> Self {
         let clock = Wakefulness::new(now);
         let mut hub = Self {
-            own,
-            heartbeat,
+            settings,
             publisher: Publisher::load(saved.publisher),
             clock,
             started: now,
@@ -74,17 +80,17 @@ impl Hub {
             peers: Arc::default(),
             peers_made: now,
             news: News::Now,
+            notices: Vec::new(),
         };
         // Of a time when this cluster had another name or id.
-        let is_own = |other: &Cluster| other.id == hub.own.id || other.name == hub.own.name;
-        let links: Vec<SavedLink> = saved
-            .links
-            .into_iter()
-            .filter(|link| !is_own(&link.cluster))
-            .collect();
-        for saved in links {
-            hub.instances += 1;
-            let link = Link::load(saved, hub.instances, &hub.clock, now, wall);
+        let own = hub.settings.own.clone();
+        let is_own = |other: &Cluster| other.id == own.id || other.name == own.name;
+        for saved in saved.links {
+            if is_own(&saved.cluster) {
+                continue;
+            }
+            let (instance, salt) = hub.instance();
+            let link = Link::load(saved, instance, salt, &hub.clock, now, wall);
             hub.links.insert(link.name.clone(), link);
         }
         hub
@@ -105,14 +111,32 @@ impl Hub {
 
     #[must_use]
     pub fn own(&self) -> &Cluster {
-        &self.own
+        &self.settings.own
+    }
+
+    /// A ledger's number, and names of its own.
+    fn instance(&mut self) -> (u64, Salt) {
+        self.instances += 1;
+        (
+            self.instances,
+            Salt::new(self.settings.seed, self.instances),
+        )
     }
 
     /// What our own source says.
-    pub fn publish(&mut self, batch: &Batch) {
-        if self.publisher.apply(batch) {
+    pub fn publish(&mut self, batch: &Batch, now: Instant) {
+        let before = self.publisher.quarantine();
+        if self.publisher.apply(batch, self.settings.guard, now) {
             self.news = News::Now;
         }
+        let after = self.publisher.quarantine();
+        let notice = Notice::of_quarantine(&self.settings.own.name, before, after);
+        self.notices.extend(notice);
+    }
+
+    /// What happened that an operator should read in the log, since the last call.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
     }
 
     /// Takes over the configured links: name, pinned id. What was linked and is not named goes, with its rows: a link of
@@ -127,12 +151,12 @@ impl Hub {
         self.links
             .retain(|name, link| wanted.contains_key(name) || !(link.configured || complete));
         for (name, pinned) in wanted {
-            self.instances += 1;
-            let (instance, clock) = (self.instances, &self.clock);
+            let (instance, salt) = self.instance();
+            let clock = &self.clock;
             let link = self
                 .links
                 .entry(name.clone())
-                .or_insert_with(|| Link::new(name.clone(), instance, clock, now));
+                .or_insert_with(|| Link::new(name.clone(), instance, salt, clock, now));
             link.configured = true;
             link.pinned = *pinned;
         }
@@ -152,7 +176,7 @@ impl Hub {
     pub fn open(&mut self, name: &ClusterName, node: &str) -> Option<ConsumerHello> {
         let held = self.links.get_mut(name)?.open();
         Some(ConsumerHello {
-            cluster: self.own.clone(),
+            cluster: self.settings.own.clone(),
             role: Role::MeshServer,
             node: node.to_owned(),
             held: held.into_iter().collect(),
@@ -171,26 +195,27 @@ impl Hub {
         said: Sequenced,
         now: Instant,
     ) -> Result<(), Fault> {
-        let taken = |id: ClusterId| {
-            if id == self.own.id {
-                return Some(self.own.name.clone());
-            }
-            let other = self
-                .links
-                .values()
-                .find(|link| link.name != *name && link.id == Some(id));
-            other.map(|link| link.name.clone())
-        };
         // Only a hello can collide, and only once a stream.
         let taken = match &said.message {
-            super::FromServer::Hello(hello) => taken(hello.cluster.id),
+            super::FromServer::Hello(hello) => self.holder(hello.cluster.id, name),
             _ => None,
         };
+        let (instance, salt) = self.instance();
         let link = self.links.get_mut(name).ok_or(Fault::Unlinked)?;
-        let long_silent = link.silence.witnessed(&self.clock, now) > self.heartbeat * 3 / 2;
-        self.instances += 1;
-        let effect = link.receive(said, &self.own, taken, self.instances, now)?;
+        let long_silent =
+            link.silence.witnessed(&self.clock, now) > self.settings.heartbeat * 3 / 2;
+        let around = Around {
+            own: &self.settings.own,
+            guard: self.settings.guard,
+            taken,
+            instance,
+            salt,
+        };
+        let before = link.quarantine();
+        let effect = link.receive(said, around, now)?;
         link.silence.word(&self.clock, now);
+        let notice = Notice::of_quarantine(name, before, link.quarantine());
+        self.notices.extend(notice);
         let news = match effect {
             Effect::Seen => News::Now,
             Effect::Counted if !long_silent => News::Soon,
@@ -198,6 +223,17 @@ impl Hub {
         };
         self.news = self.news.max(news);
         Ok(())
+    }
+
+    /// Who has this id, `name` aside.
+    fn holder(&self, id: ClusterId, name: &ClusterName) -> Option<ClusterName> {
+        if id == self.settings.own.id {
+            return Some(self.settings.own.name.clone());
+        }
+        let mut others = self.links.values().filter(|link| link.name != *name);
+        others
+            .find(|link| link.id == Some(id))
+            .map(|link| link.name.clone())
     }
 
     /// A link's stream ended, or a try to connect failed.
@@ -221,20 +257,20 @@ impl Hub {
     pub fn admit(&mut self, hello: &ConsumerHello) -> Result<(), Fault> {
         let cluster = &hello.cluster;
         if hello.role == Role::Agent {
-            if *cluster != self.own {
+            if *cluster != self.settings.own {
                 return Err(Fault::ForeignAgent {
                     agent: cluster.clone(),
-                    server: self.own.clone(),
+                    server: self.settings.own.clone(),
                 });
             }
             self.agents += 1;
             return Ok(());
         }
         let (name, id) = (&cluster.name, cluster.id);
-        if *name == self.own.name {
+        if *name == self.settings.own.name {
             return Err(Fault::DuplicateName {
                 name: name.clone(),
-                one: self.own.id,
+                one: self.settings.own.id,
                 other: id,
             });
         }
@@ -257,7 +293,7 @@ impl Hub {
             .iter()
             .find(|(_, (other, _))| *other == id)
             .map(|(name, _)| name);
-        let own = (id == self.own.id).then_some(&self.own.name);
+        let own = (id == self.settings.own.id).then_some(&self.settings.own.name);
         if let Some(one) = own.or(linked).or(watching).filter(|one| *one != name) {
             return Err(Fault::DuplicateId {
                 id,
@@ -304,6 +340,22 @@ impl Hub {
             }
         }
         self.news = self.news.max(News::Soon);
+        self.release(now);
+    }
+
+    /// Lets go of what was in quarantine for long enough.
+    fn release(&mut self, now: Instant) {
+        let own = (&self.settings.own.name, self.publisher.release(now));
+        let peers = self.links.values_mut();
+        let gone = peers.map(|link| {
+            let rows = link.release(now);
+            (&link.name, rows)
+        });
+        for (cluster, rows) in gone.chain([own]).filter(|(_, rows)| *rows > 0) {
+            let cluster = cluster.clone();
+            self.notices.push(Notice::Released { cluster, rows });
+            self.news = News::Now;
+        }
     }
 
     /// Something happened that watchers should see at once rather than at the next tick.
@@ -327,7 +379,7 @@ impl Hub {
     #[must_use]
     pub fn view(&mut self, now: Instant) -> View {
         if self.news == News::Now
-            || now.saturating_duration_since(self.peers_made) >= self.heartbeat
+            || now.saturating_duration_since(self.peers_made) >= self.settings.heartbeat
         {
             let peers: Vec<PeerView> = self.links.values().map(Link::view).collect();
             if peers != *self.peers {
@@ -350,12 +402,14 @@ impl Hub {
         };
         View {
             own: ClusterView {
-                cluster: self.own.clone(),
+                cluster: self.settings.own.clone(),
                 ledger: self.publisher.ledger().clone(),
                 confirmed: self.publisher.is_complete(),
+                quarantine: self.publisher.quarantine(),
             },
             epoch: self.publisher.epoch(),
-            heartbeat: self.heartbeat,
+            heartbeat: self.settings.heartbeat,
+            guard: self.settings.guard,
             clusters: known()
                 .map(|(id, link)| (id, link.cluster_view(id)))
                 .collect(),
@@ -388,6 +442,9 @@ pub struct SavedLink {
     pub rows: Rows,
     #[serde(default)]
     pub history: SavedHistory,
+    /// The rows are those that their position names for the peer too: none is left out, none kept against its word.
+    #[serde(default)]
+    pub exact: bool,
 }
 
 impl SavedHub {

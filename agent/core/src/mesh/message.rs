@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Epoch, Position};
+use super::{Epoch, Guard, Position};
 use crate::model::{ClusterId, ClusterName, RowChange};
 
 /// The version of the protocol that this code speaks.
@@ -54,6 +54,8 @@ pub struct ServerHello {
     pub cluster: Cluster,
     pub epoch: Epoch,
     pub heartbeat: Duration,
+    /// By which its agents doubt lists, its own included.
+    pub guard: Guard,
     pub version: u32,
 }
 
@@ -150,6 +152,16 @@ pub struct PeerReport {
     pub tries: u32,
     pub endpoint: String,
     pub refused_rows: u64,
+    pub quarantine: Option<QuarantineReport>,
+}
+
+/// A [`super::Quarantine`] at the moment of writing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct QuarantineReport {
+    pub rows: u64,
+    pub held: u64,
+    pub age: Duration,
+    pub left: Duration,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,9 +1,12 @@
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Epoch, Ledger, Position, RowKey, Rows, SavedHistory};
+use super::guard::Withheld;
+use super::{Epoch, Guard, Ledger, Position, Quarantine, RowKey, Rows, SavedHistory};
 use crate::model::{Affinity, Batch, EndpointKey, ObjectName, RowChange, ServiceRow, ServiceRules};
 
 /// Turns a cluster's own rows into what it tells its peers: services that are global and shared, and their endpoints.
@@ -17,6 +20,8 @@ pub struct Publisher {
     told: Ledger,
     /// The source's first list is complete.
     complete: bool,
+    /// Rows that an earlier run told, and that the source's first list left out.
+    withheld: Option<Withheld>,
 }
 
 impl Publisher {
@@ -54,6 +59,7 @@ impl Publisher {
             own: Rows::default(),
             told: Ledger::load(0, rows, saved.history),
             complete: false,
+            withheld: None,
         }
     }
 
@@ -83,8 +89,14 @@ impl Publisher {
         self.complete
     }
 
-    /// Applies what the source says; true if peers are told something new.
-    pub fn apply(&mut self, batch: &Batch) -> bool {
+    #[must_use]
+    pub fn quarantine(&self) -> Option<Quarantine> {
+        self.withheld.as_ref().map(Withheld::quarantine)
+    }
+
+    /// Applies what the source says; true if peers are told something new. If the source's first list leaves out more of
+    /// what an earlier run told than `guard` lets pass, that stays for the guard's grace time.
+    pub fn apply(&mut self, batch: &Batch, guard: Guard, now: Instant) -> bool {
         let settled = self.told.rows().position().is_some();
         let mut changed = false;
         for change in &batch.changes {
@@ -100,27 +112,50 @@ impl Publisher {
         }
         if batch.complete && !self.complete {
             self.complete = true;
-            let unfounded: Vec<RowKey> = self
-                .told
-                .rows()
-                .keys()
-                .filter(|key| self.wanted(key).is_none())
-                .collect();
-            for key in unfounded.into_iter().rev() {
-                changed |= self.tell(key.gone());
+            let told = self.told.rows();
+            let held = told.len();
+            let unfounded = told.keys().filter(|key| self.wanted(key).is_none());
+            let unfounded: BTreeSet<RowKey> = unfounded.collect();
+            if guard.doubts(held, unfounded.len()) {
+                self.withheld = Some(Withheld::new(unfounded, held, guard, now));
+            } else {
+                for key in unfounded.into_iter().rev() {
+                    changed |= self.tell(key.gone());
+                }
             }
         }
+        self.settle(changed, settled || self.complete);
+        changed || settled != self.told.rows().position().is_some()
+    }
+
+    /// Lets go of what was withheld for long enough; how many rows.
+    pub fn release(&mut self, now: Instant) -> usize {
+        let Some(withheld) = self.withheld.take_if(|withheld| withheld.is_over(now)) else {
+            return 0;
+        };
+        let keys = withheld.rows().iter().rev();
+        let unfounded = keys.filter(|key| self.wanted(key).is_none());
+        let gone: Vec<RowChange> = unfounded.cloned().map(RowKey::gone).collect();
+        let gone = gone
+            .into_iter()
+            .filter(|gone| self.tell(gone.clone()))
+            .count();
+        self.settle(gone > 0, true);
+        gone
+    }
+
+    /// Gives the rows told their newest name, if they are a state.
+    fn settle(&mut self, changed: bool, whole: bool) {
         if changed {
             self.revision += 1;
         }
-        if settled || self.complete {
+        if whole {
             self.told.settle(Position {
                 epoch: self.epoch,
                 revision: self.revision,
                 digest: self.digest,
             });
         }
-        changed || settled != self.told.rows().position().is_some()
     }
 
     fn tell_service(&mut self, name: &ObjectName) -> bool {
@@ -145,8 +180,15 @@ impl Publisher {
     }
 
     fn tell_row(&mut self, key: RowKey) -> bool {
-        let change = self.wanted(&key).unwrap_or_else(|| key.gone());
-        self.tell(change)
+        let wanted = self.wanted(&key);
+        if let Some(withheld) = &mut self.withheld {
+            if wanted.is_none() && withheld.rows().contains(&key) {
+                return false; // The source has not named it: its time is the quarantine's.
+            }
+            withheld.named(&key);
+            self.withheld.take_if(|withheld| withheld.is_empty());
+        }
+        self.tell(wanted.unwrap_or_else(|| key.gone()))
     }
 
     fn tell(&mut self, change: RowChange) -> bool {
@@ -221,6 +263,10 @@ mod tests {
     use super::*;
     use crate::mesh::simulation::{batch, endpoint, private_service, service};
 
+    fn apply(publisher: &mut Publisher, batch: Batch) -> bool {
+        publisher.apply(&batch, Guard::default(), Instant::now())
+    }
+
     fn position(publisher: &Publisher) -> Option<String> {
         publisher
             .ledger()
@@ -233,19 +279,19 @@ mod tests {
     fn only_shared_services_and_their_endpoints_are_told() {
         let mut publisher = Publisher::new(Epoch(0x19c0));
         assert!(
-            !publisher.apply(&batch(vec![endpoint("a", 1, true)], false)),
+            !apply(&mut publisher, batch(vec![endpoint("a", 1, true)], false)),
             "its service is not known yet"
         );
-        assert!(publisher.apply(&batch(vec![service("a", 80)], false)));
+        assert!(apply(&mut publisher, batch(vec![service("a", 80)], false)));
         assert_eq!(
             position(&publisher),
             None,
             "nothing is settled before the first list is complete"
         );
-        assert!(publisher.apply(&batch(
-            vec![private_service("b"), endpoint("b", 2, true)],
-            true
-        )));
+        assert!(apply(
+            &mut publisher,
+            batch(vec![private_service("b"), endpoint("b", 2, true)], true)
+        ));
         assert_eq!(position(&publisher).unwrap(), "19c0/1");
         assert_eq!(
             (
@@ -254,9 +300,12 @@ mod tests {
             ),
             (1, 1)
         );
-        assert!(!publisher.apply(&batch(vec![service("a", 80)], false)));
+        assert!(!apply(&mut publisher, batch(vec![service("a", 80)], false)));
         // No longer shared: its endpoints go with it.
-        assert!(publisher.apply(&batch(vec![private_service("a")], false)));
+        assert!(apply(
+            &mut publisher,
+            batch(vec![private_service("a")], false)
+        ));
         assert_eq!(
             (
                 publisher.told.rows().services(),
@@ -276,25 +325,25 @@ mod tests {
             endpoint("a", 2, false),
         ];
         let mut publisher = Publisher::new(Epoch(7));
-        publisher.apply(&batch(rows.clone(), true));
+        apply(&mut publisher, batch(rows.clone(), true));
         let before = publisher.ledger().rows().position();
         let saved = publisher.save();
         let mut publisher = Publisher::load(saved.clone());
         assert_eq!(publisher.ledger().rows().position(), before);
-        assert!(!publisher.apply(&batch(rows[..2].to_vec(), false)));
+        assert!(!apply(&mut publisher, batch(rows[..2].to_vec(), false)));
         assert_eq!(publisher.told.rows().endpoints(), 2);
-        assert!(!publisher.apply(&batch(rows[2..].to_vec(), true)));
+        assert!(!apply(&mut publisher, batch(rows[2..].to_vec(), true)));
         assert_eq!(publisher.ledger().rows().position(), before);
         // An endpoint before its service, in a batch of its own.
         let mut publisher = Publisher::load(saved.clone());
-        assert!(!publisher.apply(&batch(rows[1..].to_vec(), false)));
-        assert!(!publisher.apply(&batch(rows[..1].to_vec(), true)));
+        assert!(!apply(&mut publisher, batch(rows[1..].to_vec(), false)));
+        assert!(!apply(&mut publisher, batch(rows[..1].to_vec(), true)));
         assert_eq!(publisher.ledger().rows().position(), before);
         // Told less: the next revision, and only at the end of the list.
         let mut publisher = Publisher::load(saved);
-        publisher.apply(&batch(rows[..2].to_vec(), false));
+        apply(&mut publisher, batch(rows[..2].to_vec(), false));
         assert_eq!(publisher.told.rows().endpoints(), 2);
-        assert!(publisher.apply(&batch(vec![], true)));
+        assert!(apply(&mut publisher, batch(vec![], true)));
         assert_eq!(publisher.told.rows().endpoints(), 1);
         assert_eq!(position(&publisher).unwrap(), "0007/2");
     }
@@ -302,14 +351,90 @@ mod tests {
     #[test]
     fn revisions_counted_twice_after_a_crash_differ_by_their_digest() {
         let mut publisher = Publisher::new(Epoch(7));
-        publisher.apply(&batch(vec![service("a", 80)], true));
+        apply(&mut publisher, batch(vec![service("a", 80)], true));
         let saved = publisher.save();
-        publisher.apply(&batch(vec![service("b", 80)], false));
+        apply(&mut publisher, batch(vec![service("b", 80)], false));
         let lost = publisher.ledger().rows().position().unwrap();
         let mut publisher = Publisher::load(saved);
-        publisher.apply(&batch(vec![service("a", 80), service("c", 80)], true));
+        apply(
+            &mut publisher,
+            batch(vec![service("a", 80), service("c", 80)], true),
+        );
         let again = publisher.ledger().rows().position().unwrap();
         assert_eq!(lost.to_string(), again.to_string());
         assert_ne!(lost, again);
+    }
+
+    #[test]
+    fn a_source_that_lost_its_objects_empties_nothing_at_once() {
+        let guard = Guard::default();
+        let start = Instant::now();
+        let mut rows = vec![service("a", 80)];
+        rows.extend((0..40).map(|n| endpoint("a", n, true)));
+        let mut publisher = Publisher::new(Epoch(7));
+        assert!(apply(&mut publisher, batch(rows.clone(), true)));
+        let saved = publisher.save();
+        let restarted = || Publisher::load(saved.clone());
+
+        // Told in the middle of a life, it is believed.
+        assert!(apply(
+            &mut publisher,
+            batch(
+                rows.iter().map(|row| RowKey::of(row).gone()).collect(),
+                false
+            )
+        ));
+        assert_eq!(
+            (publisher.told.rows().len(), publisher.quarantine()),
+            (0, None)
+        );
+
+        // As the first list of another life, it is not.
+        let mut publisher = restarted();
+        assert!(!publisher.apply(&batch(vec![], true), guard, start));
+        assert_eq!(publisher.told.rows().len(), 41);
+        assert_eq!(
+            position(&publisher).unwrap(),
+            "0007/1",
+            "peers hear nothing new"
+        );
+        let quarantine = publisher.quarantine().unwrap();
+        assert_eq!((quarantine.rows, quarantine.held), (41, 41));
+        assert_eq!(quarantine.until, start + guard.grace);
+        // What comes back is taken up, and a service's return does not give up its endpoints.
+        assert!(!publisher.apply(&batch(rows[..2].to_vec(), false), guard, start));
+        assert_eq!(publisher.quarantine().unwrap().rows, 39);
+        assert_eq!(publisher.release(quarantine.until - guard.grace / 2), 0);
+        assert_eq!(publisher.release(quarantine.until), 39);
+        assert_eq!(publisher.told.rows().all(), {
+            let mut told = rows[..2].to_vec();
+            told.iter_mut().for_each(without_addresses);
+            told
+        });
+        assert_eq!(position(&publisher).unwrap(), "0007/2");
+
+        // All of it back in time: nothing ever changed.
+        let mut publisher = restarted();
+        publisher.apply(&batch(vec![], true), guard, start);
+        assert!(!publisher.apply(&batch(rows.clone(), false), guard, start));
+        assert_eq!(publisher.quarantine(), None);
+        assert_eq!(position(&publisher).unwrap(), "0007/1");
+
+        // A few rows less are an ordinary change.
+        let mut publisher = restarted();
+        assert!(publisher.apply(&batch(rows[..30].to_vec(), true), guard, start));
+        assert_eq!(
+            (publisher.told.rows().len(), publisher.quarantine()),
+            (30, None)
+        );
+    }
+
+    /// As peers are told of it.
+    fn without_addresses(row: &mut RowChange) {
+        if let RowChange::Service(row) = row {
+            let row = Arc::make_mut(row);
+            row.addresses = Vec::new();
+            row.affinity = Affinity::None;
+        }
     }
 }

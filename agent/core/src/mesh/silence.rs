@@ -21,6 +21,10 @@ impl Age {
     pub fn of(age: Duration, now: Instant) -> Self {
         Self { at: now, then: age }
     }
+    /// When it was zero, or the first moment that can be told.
+    pub(super) fn moment(&self) -> Instant {
+        self.at.checked_sub(self.then).unwrap_or(self.at)
+    }
     #[must_use]
     pub fn at(&self, now: Instant) -> Duration {
         self.then

@@ -219,6 +219,25 @@ fn west() -> Cluster {
     cluster("west", 2)
 }
 
+fn east() -> Cluster {
+    cluster("east", 1)
+}
+
+const GUARD: Guard = Guard {
+    percent: 50,
+    grace: Duration::from_secs(5),
+};
+
+fn hub(own: Cluster, seed: u64, saved: SavedHub, now: Instant, wall: SystemTime) -> Hub {
+    let settings = HubSettings {
+        own,
+        heartbeat: HEARTBEAT,
+        guard: GUARD,
+        seed,
+    };
+    Hub::new(settings, saved, now, wall)
+}
+
 impl World {
     fn new() -> Self {
         let now = Instant::now();
@@ -229,11 +248,11 @@ impl World {
         let mut world = Self {
             start: now,
             now,
-            west: Hub::new(west(), HEARTBEAT, west_saved.clone(), now, wall),
+            west: hub(west(), 0, west_saved.clone(), now, wall),
             west_rows: Rows::default(),
             west_saved,
             west_alive: true,
-            east: Hub::new(cluster("east", 1), HEARTBEAT, east_saved.clone(), now, wall),
+            east: hub(east(), 0, east_saved.clone(), now, wall),
             east_saved,
             east_alive: true,
             feed,
@@ -249,10 +268,15 @@ impl World {
             agent_traffic: Traffic::default(),
         };
         world.say(&[service("stable", 80), endpoint("stable", 1, true)]);
-        world.west.publish(&batch(vec![], true));
-        world.east.publish(&batch(vec![], true));
+        world.west.publish(&batch(vec![], true), now);
+        world.east.publish(&batch(vec![], true), now);
         world.link_east();
         world
+    }
+
+    /// Another for each life.
+    fn seed(&self) -> u64 {
+        u64::try_from((self.now - self.start).as_nanos()).unwrap()
     }
 
     fn wall(&self) -> SystemTime {
@@ -269,7 +293,7 @@ impl World {
             self.west_rows.apply(change);
         }
         if self.west_alive {
-            self.west.publish(&batch(changes.to_vec(), false));
+            self.west.publish(&batch(changes.to_vec(), false), self.now);
         }
     }
 
@@ -342,8 +366,9 @@ impl World {
                 }
             }
         }
-        if fault.is_some() || self.feed.tick(now).is_err() {
-            self.cut_agent();
+        match self.feed.tick(now) {
+            Ok(events) if fault.is_none() => self.store.apply(events),
+            _ => self.cut_agent(),
         }
     }
 
@@ -405,7 +430,7 @@ impl World {
         if !self.east_alive {
             self.restart_east();
         }
-        self.run(Duration::from_secs(10));
+        self.run(4 * GUARD.grace);
     }
 
     fn kill_west(&mut self) {
@@ -416,9 +441,9 @@ impl World {
     fn restart_west(&mut self) {
         self.cut_link();
         self.west_alive = true;
-        self.west = Hub::new(
+        self.west = hub(
             west(),
-            HEARTBEAT,
+            self.seed(),
             self.west_saved.clone(),
             self.now,
             self.wall(),
@@ -429,7 +454,7 @@ impl World {
     fn retell_west(&mut self) {
         let mut changes = self.west_rows.all();
         changes.reverse();
-        self.west.publish(&batch(changes, true));
+        self.west.publish(&batch(changes, true), self.now);
     }
 
     /// Another mesh server takes west's place: it has the same source, and an epoch of its own.
@@ -448,9 +473,9 @@ impl World {
     fn restart_east(&mut self) {
         self.kill_east();
         self.east_alive = true;
-        self.east = Hub::new(
-            cluster("east", 1),
-            HEARTBEAT,
+        self.east = hub(
+            east(),
+            self.seed(),
             self.east_saved.clone(),
             self.now,
             self.wall(),
@@ -511,7 +536,7 @@ impl World {
 
 fn settings() -> FeedSettings {
     FeedSettings {
-        own: cluster("east", 1),
+        own: east(),
         node: "east-1".into(),
         stale_after: STALE,
         ttl: TTL,

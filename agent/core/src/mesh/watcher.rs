@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use imbl::OrdMap;
 
 use super::{
-    Age, Beginning, Changes, Cluster, ConsumerHello, Epoch, Fault, FromServer, HearsUs, Held,
-    Ledger, LinkState, PeerReport, PeerSilence, Position, Role, RowKey, Sequenced, ServerHello,
-    VERSION,
+    Age, Beginning, Changes, Cluster, ConsumerHello, Epoch, Fault, FromServer, Guard, HearsUs,
+    Held, Ledger, LinkState, PeerReport, PeerSilence, Position, Quarantine, QuarantineReport, Role,
+    RowKey, Sequenced, ServerHello, VERSION,
 };
 use crate::model::{ClusterId, ClusterName};
 
@@ -22,6 +22,7 @@ pub struct View {
     pub own: ClusterView,
     pub epoch: Epoch,
     pub heartbeat: Duration,
+    pub guard: Guard,
     /// Linked clusters whose id is known.
     pub clusters: OrdMap<ClusterId, ClusterView>,
     /// Every link that is known; replaced whenever anything but a silence changes.
@@ -40,6 +41,8 @@ pub struct ClusterView {
     /// Whoever these rows come from has confirmed them since this mesh server started. Before that they may be older than
     /// what consumers were told by an earlier run.
     pub confirmed: bool,
+    /// Of rows that the newest list left out.
+    pub quarantine: Option<Quarantine>,
 }
 
 /// A link, as agents are told of it.
@@ -55,6 +58,7 @@ pub struct PeerView {
     pub tries: u32,
     pub endpoint: String,
     pub refused_rows: u64,
+    pub quarantine: Option<Quarantine>,
 }
 
 impl PeerView {
@@ -73,6 +77,12 @@ impl PeerView {
             tries: self.tries,
             endpoint: self.endpoint.clone(),
             refused_rows: self.refused_rows,
+            quarantine: self.quarantine.map(|quarantine| QuarantineReport {
+                rows: quarantine.rows as u64,
+                held: quarantine.held as u64,
+                age: quarantine.since.at(now),
+                left: quarantine.left(now),
+            }),
         }
     }
 }
@@ -196,12 +206,11 @@ impl Watcher {
     fn next(&mut self, view: &View, now: Instant) -> Option<FromServer> {
         if !self.greeted {
             self.greeted = true;
-            let (cluster, epoch, heartbeat) =
-                (view.own.cluster.clone(), view.epoch, view.heartbeat);
             return Some(FromServer::Hello(ServerHello {
-                cluster,
-                epoch,
-                heartbeat,
+                cluster: view.own.cluster.clone(),
+                epoch: view.epoch,
+                heartbeat: view.heartbeat,
+                guard: view.guard,
                 version: VERSION,
             }));
         }

@@ -85,6 +85,21 @@ pub struct Peer {
     pub dropped_in_seconds: Option<Seconds>,
     /// Rows that it had no right to say.
     pub refused_rows: u64,
+    /// Rows that stay though its newest list left them out; null if there are none.
+    pub quarantine: Option<Quarantine>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Quarantine {
+    /// Rows that the list left out, and that were not named since.
+    pub rows: u64,
+    /// Rows that were held when it came.
+    pub held: u64,
+    /// Since it came.
+    pub age_seconds: Seconds,
+    /// Until the rows go; none goes while the peer is not connected.
+    pub left_seconds: Seconds,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
@@ -244,6 +259,12 @@ impl From<proto::Peer> for Peer {
             last_error: peer.last_error.map(LinkError::from),
             dropped_in_seconds: Seconds::known(peer.dropped_in_seconds),
             refused_rows: peer.refused_rows,
+            quarantine: peer.quarantine.map(|quarantine| Quarantine {
+                rows: quarantine.rows,
+                held: quarantine.held,
+                age_seconds: Seconds::new(quarantine.age_seconds),
+                left_seconds: Seconds::new(quarantine.left_seconds),
+            }),
         }
     }
 }

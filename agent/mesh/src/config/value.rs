@@ -48,6 +48,18 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Ok(total)
 }
 
+/// `50%`, from 0% to 100%.
+///
+/// # Errors
+/// Words for the user.
+pub fn percent(text: &str) -> Result<u8, String> {
+    let number = text
+        .strip_suffix('%')
+        .and_then(|digits| digits.parse().ok());
+    let percent = number.filter(|percent| *percent <= 100);
+    percent.ok_or_else(|| format!("{text:?} is no share: write a whole number from 0% to 100%"))
+}
+
 /// `127.0.0.1:9970`, `[::]:4260`.
 ///
 /// # Errors
@@ -175,6 +187,14 @@ mod tests {
             "999999999999999999d",
         ] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn shares_are_whole_percents() {
+        assert_eq!((percent("0%"), percent("100%")), (Ok(0), Ok(100)));
+        for bad in ["", "%", "50", "101%", "-1%", "0.5%", "50 %", "1000%"] {
+            assert!(percent(bad).is_err(), "{bad}");
         }
     }
 

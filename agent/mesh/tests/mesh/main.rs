@@ -3,6 +3,7 @@
 
 mod blind;
 mod resume;
+mod rules;
 mod world;
 
 use std::fs;

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use isthmus_core::mesh::{Cluster, FeedEvent, LinkState, PeerStatus, PeerView, Position, Rows};
+use isthmus_core::mesh::{
+    Cluster, FeedEvent, Guard, LinkState, PeerStatus, PeerView, Position, Rows,
+};
 use isthmus_core::model::{
     Affinity, Batch, Condition, EndpointPort, EndpointRow, ObjectName, PortRow, Protocol,
     RowChange, ServiceRow, ServiceRules,
@@ -38,6 +40,10 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
+pub(crate) const GUARD: Guard = Guard {
+    percent: 50,
+    grace: Duration::from_secs(3),
+};
 pub(crate) const STALE: Duration = Duration::from_millis(400);
 pub(crate) const MESH_NAME: &str = "mesh";
 /// For conditions that hold sooner or later. Long, because the machine may be busy.
@@ -212,6 +218,7 @@ impl Mesh {
             own: own.clone(),
             node: "test".to_owned(),
             heartbeat: HEARTBEAT,
+            guard: GUARD,
             state_dir: home.join("state"),
         };
         let (hub, hub_task) = hub::spawn(config, hub_stop.clone()).unwrap();
@@ -351,6 +358,11 @@ impl Mesh {
     }
 
     pub(crate) async fn restart(self) -> Self {
+        self.restart_after(|| {}).await
+    }
+
+    /// With something that happens while it is down.
+    pub(crate) async fn restart_after(self, meanwhile: impl FnOnce()) -> Self {
         let (own, home, certs, address) = (
             self.own.clone(),
             self.home.clone(),
@@ -358,6 +370,7 @@ impl Mesh {
             self.address,
         );
         self.stop().await;
+        meanwhile();
         Self::start(own, home, certs, address).await
     }
 }
@@ -544,6 +557,8 @@ impl proto::mesh_server::Mesh for Liar {
             capabilities: vec![],
             heartbeat_ms: 100,
             version: 1,
+            quarantine_percent: 50,
+            quarantine_ms: 60_000,
         })];
         for cluster in [&self.other, &self.own] {
             let (cluster_id, cluster_name) = (id(cluster), cluster.name.to_string());

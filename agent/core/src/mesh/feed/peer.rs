@@ -2,7 +2,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::super::intake::Intake;
 use super::super::{
-    Age, Cluster, Held, LinkState, PeerReport, PeerSilence, Position, Rows, SavedSilence,
+    Age, Beginning, Cluster, Guard, Held, LinkState, PeerReport, PeerSilence, Position, Quarantine,
+    Rows, SavedSilence,
 };
 use super::status::{PeerState, PeerStatus};
 use super::{Dropped, FeedEvent, FeedSettings, SavedPeer, Standing};
@@ -47,7 +48,7 @@ impl Peer {
     pub(super) fn load(saved: SavedPeer, now: Instant, wall: SystemTime) -> Self {
         Self {
             id: Some(saved.cluster.id),
-            intake: Intake::load(&saved.rows),
+            intake: Intake::default().load(&saved.rows),
             rows: saved.rows,
             witnessed: saved.silence.witnessed,
             last_word: saved.silence.last_word(now, wall),
@@ -56,10 +57,14 @@ impl Peer {
     }
 
     pub(super) fn save(&self, now: Instant, wall: SystemTime) -> Option<SavedPeer> {
+        let mut rows = self.rows.clone();
+        if !self.intake.is_exact() {
+            rows.unsettle(); // Only a whole list can tell what of it should go.
+        }
         Some(SavedPeer {
             cluster: self.cluster()?,
             silence: SavedSilence::new(self.witnessed, self.last_word, now, wall),
-            rows: self.rows.clone(),
+            rows,
         })
     }
 
@@ -170,8 +175,8 @@ impl Peer {
         self.standing = None;
     }
 
-    pub(super) fn start(&mut self, resumed: bool) -> Result<(), &'static str> {
-        self.intake.start(resumed, &self.rows)
+    pub(super) fn start(&mut self, beginning: Beginning) -> Result<(), &'static str> {
+        self.intake.start(beginning, &self.rows)
     }
 
     pub(super) fn rows(
@@ -188,12 +193,25 @@ impl Peer {
     pub(super) fn complete(
         &mut self,
         position: Position,
+        guard: Guard,
+        now: Instant,
         events: &mut Vec<FeedEvent>,
     ) -> Result<(), &'static str> {
-        let changes = self.intake.complete(&mut self.rows, position)?;
+        let table = &mut self.rows;
+        let changes = self.intake.complete(table, position, guard, now)?;
         let first = !std::mem::replace(&mut self.complete, true);
         self.tell(changes, first, events);
         Ok(())
+    }
+
+    /// When rows that a doubted list left out are to go.
+    pub(super) fn next_release(&self) -> Option<Instant> {
+        self.intake.next_deadline()
+    }
+
+    pub(super) fn release(&mut self, now: Instant, events: &mut Vec<FeedEvent>) {
+        let gone = self.intake.release(&mut self.rows, now);
+        self.tell(gone, false, events);
     }
 
     fn tell(&self, changes: Vec<RowChange>, complete: bool, events: &mut Vec<FeedEvent>) {
@@ -204,6 +222,22 @@ impl Peer {
         {
             events.push(FeedEvent::Rows { cluster, batch });
         }
+    }
+
+    /// Ours, or else our mesh server's.
+    fn quarantine(&self) -> Option<Quarantine> {
+        let reported = || {
+            let (report, at) = self.report.as_ref()?;
+            let quarantine = report.quarantine?;
+            let rows = |rows| usize::try_from(rows).unwrap_or(usize::MAX);
+            Some(Quarantine {
+                rows: rows(quarantine.rows),
+                held: rows(quarantine.held),
+                since: Age::of(quarantine.age, *at),
+                until: at.checked_add(quarantine.left).unwrap_or(*at),
+            })
+        };
+        self.intake.quarantine().or_else(reported)
     }
 
     pub(super) fn status(&self, settings: &FeedSettings) -> PeerStatus {
@@ -239,6 +273,7 @@ impl Peer {
             dropped_in: (self.standing == Some(Standing::Stale))
                 .then(|| settings.ttl.saturating_sub(self.witnessed)),
             refused_rows: link.map_or(0, |report| report.refused_rows),
+            quarantine: self.quarantine(),
         }
     }
 }

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::super::{Age, HearsUs, Position};
+use super::super::{Age, HearsUs, Position, Quarantine};
 use crate::model::{ClusterId, ClusterName};
 
 /// How the stream from our own mesh server stands.
@@ -71,4 +71,6 @@ pub struct PeerStatus {
     /// Until its rows are dropped, as of the last word of our mesh server; `None` unless that clock runs.
     pub dropped_in: Option<Duration>,
     pub refused_rows: u64,
+    /// Rows that stay though a list left them out.
+    pub quarantine: Option<Quarantine>,
 }

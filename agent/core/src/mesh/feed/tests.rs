@@ -26,6 +26,7 @@ fn feed(now: Instant) -> (Feed, u64) {
         cluster: cluster("east", 1),
         epoch: Epoch(7),
         heartbeat: Duration::from_secs(1),
+        guard: Guard::default(),
         version: VERSION,
     };
     assert_eq!(
@@ -53,6 +54,7 @@ fn links(links: &[(&str, Option<u16>)]) -> FromServer {
         tries: 1,
         endpoint: String::new(),
         refused_rows: 0,
+        quarantine: None,
     };
     FromServer::Peers {
         reports: links.iter().map(report).collect(),

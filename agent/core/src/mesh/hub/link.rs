@@ -2,10 +2,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::super::intake::Intake;
 use super::super::message::in_sequence;
+use super::super::salt::Salt;
 use super::super::silence::{Silence, Wakefulness};
 use super::super::{
-    Age, Beginning, Cluster, ClusterView, Fault, FromServer, HearsUs, Held, Ledger, LinkState,
-    PeerView, Rows, Sequenced, ServerHello, VERSION,
+    Age, Cluster, ClusterView, Fault, FromServer, Guard, HearsUs, Held, Ledger, LinkState,
+    PeerView, Quarantine, Rows, Sequenced, ServerHello, VERSION,
 };
 use super::SavedLink;
 use crate::model::{ClusterId, ClusterName};
@@ -42,6 +43,17 @@ struct Stream {
     greeted: bool,
 }
 
+/// What a link must know of its hub to judge a message.
+pub(super) struct Around<'a> {
+    pub(super) own: &'a Cluster,
+    pub(super) guard: Guard,
+    /// Who else has the id that a hello names.
+    pub(super) taken: Option<ClusterName>,
+    /// Unused so far.
+    pub(super) instance: u64,
+    pub(super) salt: Salt,
+}
+
 /// What a message did.
 pub(super) enum Effect {
     /// To rows or to the link's state.
@@ -51,7 +63,13 @@ pub(super) enum Effect {
 }
 
 impl Link {
-    pub(super) fn new(name: ClusterName, instance: u64, clock: &Wakefulness, now: Instant) -> Self {
+    pub(super) fn new(
+        name: ClusterName,
+        instance: u64,
+        salt: Salt,
+        clock: &Wakefulness,
+        now: Instant,
+    ) -> Self {
         Self {
             name,
             configured: false,
@@ -63,7 +81,7 @@ impl Link {
             hears_us: HearsUs::Unknown,
             hears_us_since: Age::zero(now),
             ledger: Ledger::new(instance, Rows::default()),
-            intake: Intake::default(),
+            intake: Intake::salted(salt),
             confirmed: false,
             stream: None,
             endpoint: String::new(),
@@ -76,16 +94,23 @@ impl Link {
     pub(super) fn load(
         saved: SavedLink,
         instance: u64,
+        salt: Salt,
         clock: &Wakefulness,
         now: Instant,
         wall: SystemTime,
     ) -> Self {
+        let intake = Intake::salted(salt);
         Self {
             id: Some(saved.cluster.id),
             silence: Silence::load(&saved.silence, clock, now, wall),
-            intake: Intake::load(&saved.rows),
+            // Rows that differ from the peer's are compared with its whole list.
+            intake: if saved.exact {
+                intake.load(&saved.rows)
+            } else {
+                intake
+            },
             ledger: Ledger::load(instance, saved.rows, saved.history),
-            ..Self::new(saved.cluster.name, instance, clock, now)
+            ..Self::new(saved.cluster.name, instance, salt, clock, now)
         }
     }
 
@@ -103,6 +128,7 @@ impl Link {
             silence: self.silence.save(clock, now, wall),
             rows: self.ledger.rows().clone(),
             history: self.ledger.history(),
+            exact: self.intake.is_exact(),
         })
     }
 
@@ -118,6 +144,7 @@ impl Link {
             tries: self.tries,
             endpoint: self.endpoint.clone(),
             refused_rows: self.refused_rows,
+            quarantine: self.intake.quarantine(),
         }
     }
 
@@ -129,7 +156,20 @@ impl Link {
             },
             ledger: self.ledger.clone(),
             confirmed: self.confirmed,
+            quarantine: self.intake.quarantine(),
         }
+    }
+
+    pub(super) fn quarantine(&self) -> Option<Quarantine> {
+        self.intake.quarantine()
+    }
+
+    /// Lets go of rows that a doubted list left out. Not while the peer is silent: it may come back with more.
+    pub(super) fn release(&mut self, now: Instant) -> usize {
+        if self.state != LinkState::Connected {
+            return 0;
+        }
+        self.intake.release(&mut self.ledger, now).len()
     }
 
     pub(super) fn dial(&mut self, endpoint: &str) {
@@ -187,13 +227,11 @@ impl Link {
         }
     }
 
-    /// Applies a message. `taken` is who else has the id that a hello names; `instance` is unused so far.
+    /// Applies a message.
     pub(super) fn receive(
         &mut self,
         said: Sequenced,
-        own: &Cluster,
-        taken: Option<ClusterName>,
-        instance: u64,
+        around: Around<'_>,
         now: Instant,
     ) -> Result<Effect, Fault> {
         let name = self.name.clone();
@@ -209,7 +247,7 @@ impl Link {
             if std::mem::replace(&mut stream.greeted, true) {
                 return Err(broke("said hello twice"));
             }
-            self.greet(hello, own, taken, instance, now)?;
+            self.greet(hello, around, now)?;
             return Ok(Effect::Seen);
         }
         let Some(id) = self.id.filter(|_| stream.greeted) else {
@@ -224,8 +262,7 @@ impl Link {
             } if other != id => self.refuse(other, changes.len(), now),
             FromServer::Complete { id: other, .. } if other != id => self.refuse(other, 0, now),
             FromServer::Start { beginning, .. } => {
-                let resumed = beginning == Beginning::Resumed;
-                self.intake.start(resumed, &self.ledger).map_err(broke)?;
+                self.intake.start(beginning, &self.ledger).map_err(broke)?;
             }
             FromServer::Rows {
                 changes, position, ..
@@ -234,7 +271,8 @@ impl Link {
                 told.map_err(broke)?;
             }
             FromServer::Complete { position, .. } => {
-                let ended = self.intake.complete(&mut self.ledger, position);
+                let table = &mut self.ledger;
+                let ended = self.intake.complete(table, position, around.guard, now);
                 ended.map_err(broke)?;
                 self.confirmed = true;
             }
@@ -245,15 +283,8 @@ impl Link {
         Ok(Effect::Seen)
     }
 
-    fn greet(
-        &mut self,
-        hello: ServerHello,
-        own: &Cluster,
-        taken: Option<ClusterName>,
-        instance: u64,
-        now: Instant,
-    ) -> Result<(), Fault> {
-        let found = hello.cluster;
+    fn greet(&mut self, hello: ServerHello, around: Around<'_>, now: Instant) -> Result<(), Fault> {
+        let (own, found) = (around.own, hello.cluster);
         if hello.version != VERSION {
             return Err(Fault::NoCommonVersion {
                 theirs: vec![hello.version],
@@ -280,7 +311,7 @@ impl Link {
         if let Some(pinned) = self.pinned.filter(|pinned| *pinned != found.id) {
             return Err(Fault::WrongId { pinned, found });
         }
-        if let Some(one) = taken {
+        if let Some(one) = around.taken {
             return Err(Fault::DuplicateId {
                 id: found.id,
                 one,
@@ -290,8 +321,8 @@ impl Link {
         if self.id != Some(found.id) {
             if self.id.is_some() {
                 // Another id is another owner: consumers list anew.
-                self.ledger = Ledger::new(instance, Rows::default());
-                self.intake = Intake::default();
+                self.ledger = Ledger::new(around.instance, Rows::default());
+                self.intake = Intake::salted(around.salt);
                 self.confirmed = false;
             }
             self.id = Some(found.id);

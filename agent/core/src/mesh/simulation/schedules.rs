@@ -20,6 +20,8 @@ enum Op {
     Slow(bool, bool),
     /// More removals than are remembered.
     Churn(u8),
+    /// As many rows as are doubted when they are missing come, or go.
+    Crowd(u8, bool),
     RestartWest,
     /// Its source has not spoken yet.
     CrashWest,
@@ -46,6 +48,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<bool>().prop_map(Op::HalfOpen),
         1 => (any::<bool>(), any::<bool>()).prop_map(|(link, slow)| Op::Slow(link, slow)),
         1 => (0..4_u8).prop_map(Op::Churn),
+        2 => (0..4_u8, any::<bool>()).prop_map(|(n, there)| Op::Crowd(n, there)),
         1 => Just(Op::RestartWest),
         1 => Just(Op::CrashWest),
         1 => (1..4_u64).prop_map(Op::SwitchWest),
@@ -103,6 +106,11 @@ fn apply(world: &mut World, op: &Op) {
                     .map(|row| RowKey::of(&row).gone())
                     .collect::<Vec<_>>(),
             );
+        }
+        Op::Crowd(n, there) => {
+            let rows = (20..50).map(|e| endpoint(&name(n), e, true));
+            let rows = rows.map(|row| if *there { row } else { RowKey::of(&row).gone() });
+            world.say(&rows.collect::<Vec<_>>());
         }
         Op::RestartWest => {
             world.restart_west();

@@ -2,7 +2,7 @@
 
 use time::{Duration, OffsetDateTime};
 
-use super::{ClusterMeshStatus, Feed, FeedState, LinkError, Peer, PeerState};
+use super::{ClusterMeshStatus, Feed, FeedState, LinkError, Peer, PeerState, Quarantine};
 use crate::report::Attention;
 use crate::text::{Seconds, count};
 
@@ -66,6 +66,21 @@ fn of_peer(peer: &Peer, status: &ClusterMeshStatus) -> Vec<Attention> {
             Attention::fault(name, cause(peer, status)),
             peer.last_error.as_ref(),
         )),
+    }
+    if let Some(quarantine) = &peer.quarantine {
+        let Quarantine {
+            rows,
+            held,
+            age_seconds,
+            left_seconds,
+        } = quarantine;
+        let cause = format!(
+            "its list of {age_seconds} ago left out {rows} of {held} rows: they stay for {left_seconds} more."
+        );
+        let way_out = format!(
+            "If {name} did not mean it: did its mesh server lose its state, or its source its objects?"
+        );
+        found.push(Attention::fault(name, cause).way_out(way_out));
     }
     if peer.refused_rows > 0 {
         let rows = count(peer.refused_rows, "row");

@@ -202,7 +202,7 @@ fn every_state_of_a_peer_has_its_sentence() {
         let cause = status.attention.first().map(|a| a.cause.clone());
         (cause.unwrap_or_default(), status.is_bad())
     };
-    let cases: [(Change, &str, bool); 7] = [
+    let cases: [(Change, &str, bool); 8] = [
         (
             |p| {
                 p.set_state(proto::PeerState::Connecting);
@@ -243,6 +243,18 @@ fn every_state_of_a_peer_has_its_sentence() {
         (
             |p| p.state = 99,
             "in a state that this agentctl does not know.",
+            true,
+        ),
+        (
+            |p| {
+                p.quarantine = Some(proto::Quarantine {
+                    rows: 11,
+                    held: 16,
+                    age_seconds: 18.0,
+                    left_seconds: 42.0,
+                });
+            },
+            "its list of 18s ago left out 11 of 16 rows: they stay for 42s more.",
             true,
         ),
         (

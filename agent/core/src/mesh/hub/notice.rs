@@ -1,0 +1,65 @@
+use std::fmt;
+
+use super::super::Quarantine;
+use crate::model::ClusterName;
+
+/// What an operator should read in the mesh server's log.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Notice {
+    /// A list was doubted.
+    Quarantined {
+        cluster: ClusterName,
+        quarantine: Quarantine,
+    },
+    /// All that was in quarantine was named again, one way or the other.
+    Confirmed { cluster: ClusterName },
+    /// The grace time is over: the rows went.
+    Released { cluster: ClusterName, rows: usize },
+}
+
+impl Notice {
+    pub(super) fn of_quarantine(
+        cluster: &ClusterName,
+        before: Option<Quarantine>,
+        after: Option<Quarantine>,
+    ) -> Option<Self> {
+        let cluster = cluster.clone();
+        match (before, after) {
+            (Some(before), Some(after)) if before.until == after.until => None,
+            (_, Some(quarantine)) => Some(Self::Quarantined {
+                cluster,
+                quarantine,
+            }),
+            (Some(_), None) => Some(Self::Confirmed { cluster }),
+            (None, None) => None,
+        }
+    }
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Quarantined {
+                cluster,
+                quarantine,
+            } => {
+                let Quarantine {
+                    rows, held, until, ..
+                } = quarantine;
+                let grace = *until - quarantine.since.moment();
+                write!(
+                    f,
+                    "{cluster}: its newest list leaves out {rows} of {held} rows; they stay for {grace:?}, and go then if \
+                     they are not named again (--quarantine-share, --quarantine-time)"
+                )
+            }
+            Self::Confirmed { cluster } => {
+                write!(f, "{cluster}: what its list had left out was named again")
+            }
+            Self::Released { cluster, rows } => write!(
+                f,
+                "{cluster}: {rows} rows go, that its list had left out and that were not named since"
+            ),
+        }
+    }
+}

@@ -343,15 +343,7 @@ impl AgentArgs {
 
 /// A range that has addresses to give.
 fn cidr(text: &str) -> Result<IpNet, String> {
-    let cidr: IpNet = text.parse().map_err(|_| {
-        format!("{text:?} is no range of addresses: write 10.96.0.0/12 or fd00:10:96::/108")
-    })?;
-    if cidr != cidr.trunc() {
-        return Err(format!(
-            "{cidr} has bits set behind its prefix; did you mean {}?",
-            cidr.trunc()
-        ));
-    }
+    let cidr = isthmus_mesh::config::cidr(text)?;
     if cidr.max_prefix_len() - cidr.prefix_len() < 2 {
         return Err(format!("{cidr} has no addresses to give; make it wider"));
     }

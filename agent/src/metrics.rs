@@ -204,6 +204,34 @@ impl NodeMetrics {
             "Since our mesh server heard the peer",
             Some(&Unit::Seconds),
             silence,
+        )?;
+        let quarantined = answer.peers.iter().map(|peer| {
+            let rows = peer.quarantine.map_or(0, |quarantine| quarantine.rows);
+            let rows = u32::try_from(rows).map_or(f64::MAX, f64::from);
+            ([("peer", peer.name.clone())], rows)
+        });
+        gauge_family(
+            encoder,
+            "peer_quarantined_rows",
+            "Rows of a peer that stay for now though its newest list left them out",
+            None,
+            quarantined,
+        )?;
+        let refused = answer.peers.iter().flat_map(|peer| {
+            let of_peer = |refusal: &isthmus_proto::node::v1::Refusal| {
+                let labels = [
+                    ("peer", peer.name.clone()),
+                    ("reason", refusal.reason.clone()),
+                ];
+                (labels, refusal.total)
+            };
+            peer.refusals.iter().map(of_peer)
+        });
+        counter_family(
+            encoder,
+            "peer_refused_rows",
+            "Rows of a peer that our mesh server, or this agent, refused",
+            refused,
         )
     }
 }

@@ -2,7 +2,7 @@
 /// From the consumer to the mesh server.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchRequest {
-    #[prost(oneof = "watch_request::Message", tags = "1, 2")]
+    #[prost(oneof = "watch_request::Message", tags = "1, 2, 3")]
     pub message: ::core::option::Option<watch_request::Message>,
 }
 /// Nested message and enum types in `WatchRequest`.
@@ -15,7 +15,17 @@ pub mod watch_request {
         /// Every `heartbeat_ms` of the ServerHello. By these the server knows that its words still arrive.
         #[prost(message, tag = "2")]
         Heartbeat(super::Heartbeat),
+        /// All rows of a cluster are wanted again: the consumer refused some that it would take now.
+        #[prost(message, tag = "3")]
+        Relist(super::Relist),
     }
+}
+/// "Tell me this cluster's rows again."
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Relist {
+    /// The cluster's id. Of a cluster that the server does not tell this consumer, nothing is told again.
+    #[prost(uint32, tag = "1")]
+    pub cluster_id: u32,
 }
 /// From the mesh server to the consumer.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -136,6 +146,10 @@ pub struct ServerHello {
     /// How long rows stay that a doubted list left out.
     #[prost(uint32, tag = "8")]
     pub quarantine_ms: u32,
+    /// Where the server's own cluster has its endpoints, 10.12.0.0/16: a consumer that is told so when it first connects
+    /// refuses endpoints elsewhere from then on, unless its operator says otherwise. At most 64; empty: not said.
+    #[prost(string, repeated, tag = "9")]
+    pub cidrs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// The server begins to tell one cluster's rows.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -156,7 +170,8 @@ pub struct RowBatch {
     /// The cluster's id.
     #[prost(uint32, tag = "1")]
     pub cluster_id: u32,
-    /// New and changed rows, and keys of rows that went. Order does not matter: a key appears once.
+    /// New and changed rows, and keys of rows that went. Order does not matter: a key appears once. A row that breaks a rule
+    /// (see RefusalReason) is refused alone, and is not held as it was before either.
     #[prost(message, repeated, tag = "2")]
     pub changes: ::prost::alloc::vec::Vec<RowChange>,
     /// The state that these changes lead to; absent if more batches are needed to reach one, and before ClusterComplete.
@@ -314,7 +329,7 @@ pub struct PeerList {
     pub partial: bool,
 }
 /// One linked cluster, as its mesh server's neighbour sees it.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Peer {
     /// The link's name, which is the cluster's.
     #[prost(string, tag = "1")]
@@ -346,12 +361,40 @@ pub struct Peer {
     /// HOST:PORT of the peer's mesh server that is or was last tried.
     #[prost(string, tag = "10")]
     pub endpoint: ::prost::alloc::string::String,
-    /// Rows refused because the peer may not speak for their cluster, since this mesh server started.
+    /// Rows refused since this mesh server started; a row that is said again is refused again.
     #[prost(uint64, tag = "11")]
     pub refused_rows: u64,
     /// Rows that stay though the peer's newest list left them out; absent if there are none.
     #[prost(message, optional, tag = "12")]
     pub quarantine: ::core::option::Option<Quarantine>,
+    /// Rows refused, by reason.
+    #[prost(message, repeated, tag = "13")]
+    pub refusals: ::prost::alloc::vec::Vec<Refusal>,
+    /// Where its endpoints may be, 10.12.0.0/16; everywhere if `allowed_from` is unspecified.
+    #[prost(string, repeated, tag = "14")]
+    pub allowed_cidrs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Who says so.
+    #[prost(enumeration = "CidrsFrom", tag = "15")]
+    pub allowed_from: i32,
+    /// Where its endpoints are, as it says itself now.
+    #[prost(string, repeated, tag = "16")]
+    pub announced_cidrs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Rows of a peer that are refused for one reason.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Refusal {
+    /// Why.
+    #[prost(enumeration = "RefusalReason", tag = "1")]
+    pub reason: i32,
+    /// Of those that the peer says now.
+    #[prost(uint64, tag = "2")]
+    pub rows: u64,
+    /// Refusals since the mesh server started.
+    #[prost(uint64, tag = "3")]
+    pub total: u64,
+    /// The one that came last, in words.
+    #[prost(string, tag = "4")]
+    pub example: ::prost::alloc::string::String,
 }
 /// A list was doubted because it left out much of what was held.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -415,6 +458,8 @@ pub enum Beginning {
     HistoryGone = 3,
     /// Every row, in the middle of a stream: the consumer read so slowly that the server has forgotten what went meanwhile.
     Lagged = 4,
+    /// Every row, in the middle of a stream: the consumer asked for it.
+    Asked = 5,
 }
 impl Beginning {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -428,6 +473,7 @@ impl Beginning {
             Self::First => "BEGINNING_FIRST",
             Self::HistoryGone => "BEGINNING_HISTORY_GONE",
             Self::Lagged => "BEGINNING_LAGGED",
+            Self::Asked => "BEGINNING_ASKED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -438,6 +484,7 @@ impl Beginning {
             "BEGINNING_FIRST" => Some(Self::First),
             "BEGINNING_HISTORY_GONE" => Some(Self::HistoryGone),
             "BEGINNING_LAGGED" => Some(Self::Lagged),
+            "BEGINNING_ASKED" => Some(Self::Asked),
             _ => None,
         }
     }
@@ -506,6 +553,90 @@ impl Condition {
             "CONDITION_READY" => Some(Self::Ready),
             "CONDITION_SERVING_TERMINATING" => Some(Self::ServingTerminating),
             "CONDITION_NOT_READY" => Some(Self::NotReady),
+            _ => None,
+        }
+    }
+}
+/// Who says where a peer's endpoints may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CidrsFrom {
+    Unspecified = 0,
+    /// The link's file (spec.cidrs).
+    Link = 1,
+    /// The peer, when it was first connected.
+    Learnt = 2,
+}
+impl CidrsFrom {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CIDRS_FROM_UNSPECIFIED",
+            Self::Link => "CIDRS_FROM_LINK",
+            Self::Learnt => "CIDRS_FROM_LEARNT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CIDRS_FROM_UNSPECIFIED" => Some(Self::Unspecified),
+            "CIDRS_FROM_LINK" => Some(Self::Link),
+            "CIDRS_FROM_LEARNT" => Some(Self::Learnt),
+            _ => None,
+        }
+    }
+}
+/// Why a row is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RefusalReason {
+    Unspecified = 0,
+    /// It is another cluster's: a mesh server speaks for its own.
+    ForeignCluster = 1,
+    /// A field is missing or wrong.
+    Malformed = 2,
+    /// Its address is loopback, link-local, multicast or none.
+    SpecialAddress = 3,
+    /// Its address is in the ranges of the cluster that refuses it.
+    OwnAddress = 4,
+    /// Its address is outside the ranges that the link allows.
+    OutsideAddress = 5,
+    /// The peer has as many rows as the link allows.
+    TooManyRows = 6,
+    /// The peer's rows are as large as the link allows.
+    TooManyBytes = 7,
+}
+impl RefusalReason {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "REFUSAL_REASON_UNSPECIFIED",
+            Self::ForeignCluster => "REFUSAL_REASON_FOREIGN_CLUSTER",
+            Self::Malformed => "REFUSAL_REASON_MALFORMED",
+            Self::SpecialAddress => "REFUSAL_REASON_SPECIAL_ADDRESS",
+            Self::OwnAddress => "REFUSAL_REASON_OWN_ADDRESS",
+            Self::OutsideAddress => "REFUSAL_REASON_OUTSIDE_ADDRESS",
+            Self::TooManyRows => "REFUSAL_REASON_TOO_MANY_ROWS",
+            Self::TooManyBytes => "REFUSAL_REASON_TOO_MANY_BYTES",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "REFUSAL_REASON_UNSPECIFIED" => Some(Self::Unspecified),
+            "REFUSAL_REASON_FOREIGN_CLUSTER" => Some(Self::ForeignCluster),
+            "REFUSAL_REASON_MALFORMED" => Some(Self::Malformed),
+            "REFUSAL_REASON_SPECIAL_ADDRESS" => Some(Self::SpecialAddress),
+            "REFUSAL_REASON_OWN_ADDRESS" => Some(Self::OwnAddress),
+            "REFUSAL_REASON_OUTSIDE_ADDRESS" => Some(Self::OutsideAddress),
+            "REFUSAL_REASON_TOO_MANY_ROWS" => Some(Self::TooManyRows),
+            "REFUSAL_REASON_TOO_MANY_BYTES" => Some(Self::TooManyBytes),
             _ => None,
         }
     }

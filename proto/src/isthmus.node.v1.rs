@@ -459,12 +459,41 @@ pub struct Peer {
     /// Until its rows are dropped (`--cluster-ttl`); absent unless that clock runs.
     #[prost(double, optional, tag = "15")]
     pub dropped_in_seconds: ::core::option::Option<f64>,
-    /// Rows that it sent and had no right to say, since our mesh server started.
+    /// Rows of it that were refused since our mesh server started; a row that is said again is refused again.
     #[prost(uint64, tag = "16")]
     pub refused_rows: u64,
     /// Rows of it that stay though its newest list left them out; absent if there are none.
     #[prost(message, optional, tag = "17")]
     pub quarantine: ::core::option::Option<Quarantine>,
+    /// Rows refused, by reason.
+    #[prost(message, repeated, tag = "18")]
+    pub refusals: ::prost::alloc::vec::Vec<Refusal>,
+    /// Where its endpoints may be, `10.12.0.0/16`; everywhere if `cidrs_from` is empty.
+    #[prost(string, repeated, tag = "19")]
+    pub allowed_cidrs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Who says so: `link`, the link's file; `learnt`, the peer itself when it was first connected; empty: nobody.
+    #[prost(string, tag = "20")]
+    pub cidrs_from: ::prost::alloc::string::String,
+    /// Where its endpoints are, as it says itself now.
+    #[prost(string, repeated, tag = "21")]
+    pub announced_cidrs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Rows of a peer that are refused for one reason.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Refusal {
+    /// One of `foreign-cluster`, `malformed`, `special-address` (loopback and the like), `own-address` (in our own cluster's
+    /// ranges), `outside-address` (outside `allowed_cidrs`), `too-many-rows`, `too-many-bytes`.
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+    /// Of those that the peer says now.
+    #[prost(uint64, tag = "2")]
+    pub rows: u64,
+    /// Refusals since the mesh server started.
+    #[prost(uint64, tag = "3")]
+    pub total: u64,
+    /// The one that came last: `endpoint 10.9.1.5 of production/backend`.
+    #[prost(string, tag = "4")]
+    pub example: ::prost::alloc::string::String,
 }
 /// A list was doubted because it left out much of what was held.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]

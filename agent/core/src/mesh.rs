@@ -22,9 +22,11 @@ mod ledger;
 mod message;
 mod position;
 mod publisher;
+mod refused;
 mod rows;
 mod salt;
 mod silence;
+mod terms;
 mod watcher;
 
 #[cfg(test)]
@@ -40,11 +42,13 @@ pub use guard::{Guard, Quarantine};
 pub use hub::{Hub, HubSettings, Notice, SavedHub, SavedLink};
 pub use ledger::{Changes, HistorySize, Ledger, SavedHistory};
 pub use message::{
-    Beginning, Cluster, ConsumerHello, FromServer, HearsUs, Held, LinkState, PeerReport,
-    PeerSilence, QuarantineReport, Role, Sequenced, ServerHello, VERSION,
+    BadRow, Beginning, Cluster, ConsumerHello, FromServer, HearsUs, Held, LinkState, PeerReport,
+    PeerSilence, QuarantineReport, Ranges, RangesFrom, Role, Sequenced, ServerHello, VERSION,
 };
 pub use position::{Epoch, Position};
 pub use publisher::{Publisher, SavedPublisher};
+pub use refused::RefusalReport;
 pub use rows::{RowKey, Rows, row_bytes};
 pub use silence::{Age, SavedSilence, Silence};
+pub use terms::{CIDRS_MAX, Refusal, Terms};
 pub use watcher::{ClusterView, PeerView, View, Watcher};

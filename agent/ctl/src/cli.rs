@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use isthmus_core::model::{ClusterId, ClusterName};
 
 /// Shows and changes what this node knows of its mesh.
@@ -101,6 +102,10 @@ pub struct Connect {
     /// Accept it with this cluster id only
     #[arg(long)]
     pub id: Option<ClusterId>,
+    /// Accept its endpoints in this range only; repeat it for more. If none is given, those that it announces when it is
+    /// first connected, if it does
+    #[arg(long = "cidr", value_name = "CIDR", value_parser = isthmus_mesh::config::cidr)]
+    pub cidrs: Vec<IpNet>,
     /// Wait until it is connected; 1m if no time is given
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true,
           default_missing_value = "1m", value_parser = duration)]

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
 use isthmus_core::manifest::ManifestOptions;
-use isthmus_core::mesh::{Cluster, Guard};
+use isthmus_core::mesh::{CIDRS_MAX, Cluster, Guard};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{CommonArgs, ConfigError, SourceSpec, duration, listen_address, percent};
+use crate::config::{CommonArgs, ConfigError, SourceSpec, cidr, duration, listen_address, percent};
 use crate::http::{self, Readiness};
 use crate::hub::{self, HubConfig, HubHandle};
 use crate::links::{self, Links};
@@ -44,6 +45,11 @@ pub struct MeshArgs {
     /// How often to say that we live, to peers and to agents.
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration)]
     pub heartbeat: Duration,
+
+    /// Where this cluster's endpoints are. Peers pin it when they first connect, and refuse endpoints elsewhere from then on;
+    /// ours elsewhere are not lent, and no peer's are taken there. Not said if not given.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = cidr)]
+    pub endpoint_cidrs: Vec<IpNet>,
 
     /// A list that leaves out more than this share of the rows that it replaces is doubted: a peer's, and the first of our
     /// own source after a restart. 100% believes all.
@@ -110,6 +116,13 @@ pub async fn serve(args: MeshArgs, shutdown: CancellationToken) -> Result<()> {
         }
         .into());
     }
+    if args.endpoint_cidrs.len() > CIDRS_MAX {
+        let (flag, message) = (
+            "--endpoint-cidrs",
+            format!("has more than {CIDRS_MAX} ranges"),
+        );
+        return Err(ConfigError::Invalid { flag, message }.into());
+    }
     let tls = Arc::new(Tls::new(paths.clone()));
     let certificate = tls.configs()?.certificate;
     let wanted = crate::certs::mesh_name(&own.name);
@@ -135,6 +148,7 @@ pub async fn serve(args: MeshArgs, shutdown: CancellationToken) -> Result<()> {
             percent: args.quarantine_share,
             grace: args.quarantine_time,
         },
+        cidrs: args.endpoint_cidrs,
         state_dir: args.state_dir,
     };
     let (hub, hub_task) = hub::spawn(config, hub_stop.clone())?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use isthmus_core::mesh::{ConsumerHello, Fault, Sequenced};
-use isthmus_core::model::ClusterName;
+use isthmus_core::model::{ClusterId, ClusterName};
 use isthmus_proto::mesh::v1::mesh_client::MeshClient;
 use isthmus_proto::mesh::v1::{WatchRequest, WatchResponse};
 use rustls::pki_types::ServerName;
@@ -267,6 +267,11 @@ impl Stream {
             ))),
             Err(status) => Err(self.faults.explain(&status)),
         }
+    }
+
+    /// Asks for all rows of a cluster again. Nothing if our words wait already: it is asked again later.
+    pub fn relist(&self, id: ClusterId) {
+        let _ = self.outbound.try_send(wire::say_relist(id));
     }
 
     /// Says that we live. If the last such word is not sent yet, this one is not needed.

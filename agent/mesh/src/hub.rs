@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
+use ipnet::IpNet;
 use isthmus_core::mesh::{
-    Cluster, ConsumerHello, Epoch, Fault, Guard, Hub, HubSettings, SavedHub, Sequenced, View,
+    Cluster, ConsumerHello, Epoch, Fault, Guard, Hub, HubSettings, SavedHub, Sequenced, Terms, View,
 };
 use isthmus_core::model::{Batch, ClusterId, ClusterName};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -30,7 +31,7 @@ pub const KIND: &str = "mesh";
 enum Command {
     Publish(Batch),
     Links {
-        wanted: BTreeMap<ClusterName, Option<ClusterId>>,
+        wanted: BTreeMap<ClusterName, Terms>,
         complete: bool,
     },
     Dial {
@@ -44,7 +45,7 @@ enum Command {
     Receive {
         name: ClusterName,
         said: Sequenced,
-        verdict: oneshot::Sender<Result<(), Fault>>,
+        verdict: oneshot::Sender<Result<Option<ClusterId>, Fault>>,
     },
     Close {
         name: ClusterName,
@@ -83,6 +84,8 @@ pub struct HubConfig {
     pub heartbeat: Duration,
     /// `--quarantine-share`, `--quarantine-time`.
     pub guard: Guard,
+    /// `--endpoint-cidrs`.
+    pub cidrs: Vec<IpNet>,
     pub state_dir: PathBuf,
 }
 
@@ -111,6 +114,7 @@ pub fn spawn(
         own: config.own.clone(),
         heartbeat: config.heartbeat,
         guard: config.guard,
+        cidrs: config.cidrs,
         seed: rand::random(),
     };
     let mut hub = Hub::new(settings, saved, now, SystemTime::now());
@@ -256,11 +260,7 @@ impl HubHandle {
         self.send(Command::Publish(batch)).await;
     }
 
-    pub async fn set_links(
-        &self,
-        wanted: BTreeMap<ClusterName, Option<ClusterId>>,
-        complete: bool,
-    ) {
+    pub async fn set_links(&self, wanted: BTreeMap<ClusterName, Terms>, complete: bool) {
         self.send(Command::Links { wanted, complete }).await;
     }
 
@@ -274,9 +274,15 @@ impl HubHandle {
         answer.await.ok().flatten()
     }
 
+    /// `Some`: the peer is to be asked for a list of this cluster.
+    ///
     /// # Errors
     /// The stream is to be closed.
-    pub async fn receive(&self, name: ClusterName, said: Sequenced) -> Result<(), Fault> {
+    pub async fn receive(
+        &self,
+        name: ClusterName,
+        said: Sequenced,
+    ) -> Result<Option<ClusterId>, Fault> {
         let (verdict, answer) = oneshot::channel();
         self.send(Command::Receive {
             name,

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isthmus_core::mesh::{Backoff, Fault, FromServer};
-use isthmus_core::model::{ClusterId, ClusterName};
+use isthmus_core::mesh::{Backoff, Fault, FromServer, Terms};
+use isthmus_core::model::ClusterName;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -19,12 +19,20 @@ use crate::tls::Tls;
 pub struct LinkSpec {
     /// The peer's name.
     pub name: ClusterName,
-    /// The peer's id, if the link pins it.
-    pub id: Option<ClusterId>,
+    /// What the peer may be and say.
+    pub terms: Terms,
     /// Tried in turn.
     pub endpoints: Vec<MeshEndpoint>,
     pub tls: crate::config::TlsPaths,
     pub file: PathBuf,
+}
+
+impl LinkSpec {
+    /// A stream that this one made is as good as one that the other would make.
+    pub(crate) fn leads_as(&self, other: &Self) -> bool {
+        let way = |spec: &Self| (spec.endpoints.clone(), spec.tls.clone(), spec.terms.id);
+        way(self) == way(other)
+    }
 }
 
 /// Waits between tries: short, so that a mended wire is found at once; a try against a silent peer takes two seconds by
@@ -108,8 +116,10 @@ async fn attempt(
             FromServer::Hello(hello) => Some(hello.heartbeat),
             _ => None,
         };
-        if let Err(fault) = hub.receive(link.name.clone(), said).await {
-            return fault.into();
+        match hub.receive(link.name.clone(), said).await {
+            Ok(Some(id)) => stream.relist(id),
+            Ok(None) => {}
+            Err(fault) => return fault.into(),
         }
         if let Some(heartbeat) = heartbeat {
             *greeted = true;

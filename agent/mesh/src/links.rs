@@ -9,50 +9,22 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use isthmus_core::model::{ClusterId, ClusterName, Problem, ProblemKind};
-use serde::Deserialize;
-use serde_saphyr::{Spanned, UserMessageFormatter};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{MeshEndpoint, TlsPaths};
+use crate::config::TlsPaths;
 use crate::hub::HubHandle;
 use crate::link::{self, LinkSpec};
+
+mod file;
+
+use file::{at, broken, read};
 
 const LOOK: Duration = Duration::from_millis(500);
 /// Ids end at 511.
 const LINKS_MAX: usize = 511;
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Document {
-    api_version: Spanned<String>,
-    kind: Spanned<String>,
-    metadata: Metadata,
-    spec: Spec,
-}
-
-#[derive(Deserialize)]
-struct Metadata {
-    name: Spanned<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Spec {
-    id: Option<Spanned<u64>>,
-    endpoints: Spanned<Vec<Spanned<String>>>,
-    tls: Option<TlsFiles>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TlsFiles {
-    ca: PathBuf,
-    cert: PathBuf,
-    key: PathBuf,
-}
 
 /// What tells that a file changed.
 type Stamp = (SystemTime, u64, u64);
@@ -179,9 +151,9 @@ impl Links {
             if let Some(other) = wanted
                 .links
                 .values()
-                .find(|other| spec.id.is_some() && other.id == spec.id)
+                .find(|other| spec.terms.id.is_some() && other.terms.id == spec.terms.id)
             {
-                let id = spec.id.map_or(0, ClusterId::get);
+                let id = spec.terms.id.map_or(0, ClusterId::get);
                 let message = format!(
                     "cluster id {id} is taken: \"{}\" and \"{}\" both use it; give one another id in its --cluster-id, \
                      then restart it",
@@ -196,34 +168,6 @@ impl Links {
             wanted.links.insert(spec.name.clone(), spec.clone());
         }
         wanted
-    }
-}
-
-fn broken(message: String) -> Problem {
-    let (place, object, field) = (String::new(), String::new(), String::new());
-    Problem {
-        kind: ProblemKind::Broken,
-        place,
-        object,
-        field,
-        message,
-    }
-}
-
-fn at(path: &Path, line: u64, field: &str, message: String) -> Problem {
-    let file = path
-        .file_name()
-        .unwrap_or(path.as_os_str())
-        .to_string_lossy();
-    let place = if line == 0 {
-        file.into_owned()
-    } else {
-        format!("{file}:{line}")
-    };
-    Problem {
-        place,
-        field: field.to_owned(),
-        ..broken(message)
     }
 }
 
@@ -247,113 +191,6 @@ fn list(directory: &Path) -> io::Result<BTreeMap<PathBuf, Stamp>> {
         }
     }
     Ok(found)
-}
-
-fn read(path: &Path, own: &ClusterName, tls: Option<&TlsPaths>) -> Result<LinkSpec, Problem> {
-    let text = fs::read_to_string(path)
-        .map_err(|error| at(path, 0, "", format!("cannot be read: {error}")))?;
-    let options = serde_saphyr::options! { with_snippet: false };
-    let document: Document =
-        serde_saphyr::from_str_with_options(&text, options).map_err(|error| {
-            let message = error
-                .without_snippet()
-                .render_with_formatter(&UserMessageFormatter);
-            let end = message.find(" at line ").unwrap_or(message.len());
-            let line = error.location().map_or(1, |at| at.line());
-            at(
-                path,
-                line,
-                "",
-                message[..end].trim_end_matches([':', ' ']).to_owned(),
-            )
-        })?;
-    let wrong = |line: u64, field: &str, message: String| Err(at(path, line, field, message));
-    let (version, kind) = (&document.api_version, &document.kind);
-    if version.value != "mesh.isthmus.dev/v1alpha1" {
-        let message = format!("{:?} is not mesh.isthmus.dev/v1alpha1", version.value);
-        return wrong(version.referenced.line(), "apiVersion", message);
-    }
-    if kind.value != "ClusterLink" {
-        return wrong(
-            kind.referenced.line(),
-            "kind",
-            format!("{:?} is not ClusterLink", kind.value),
-        );
-    }
-    let said = &document.metadata.name;
-    let name = match said.value.parse::<ClusterName>() {
-        Ok(name) if name == *own => {
-            let message = format!("\"{name}\" is this cluster itself: a link's name is its peer's");
-            return wrong(said.referenced.line(), "metadata.name", message);
-        }
-        Ok(name) => name,
-        Err(error) => return wrong(said.referenced.line(), "metadata.name", error.to_string()),
-    };
-    let id = match &document.spec.id {
-        None => None,
-        Some(said) => match u16::try_from(said.value)
-            .ok()
-            .and_then(|id| ClusterId::try_from(id).ok())
-        {
-            Some(id) => Some(id),
-            None => {
-                return wrong(
-                    said.referenced.line(),
-                    "spec.id",
-                    format!("{} is not 1..511", said.value),
-                );
-            }
-        },
-    };
-    let mut endpoints = Vec::new();
-    for (n, said) in document.spec.endpoints.value.iter().enumerate() {
-        match said.value.parse::<MeshEndpoint>() {
-            Ok(endpoint @ MeshEndpoint::Tcp { .. }) => endpoints.push(endpoint),
-            Ok(MeshEndpoint::Unix(_)) => {
-                let message = "a peer is reached over the network: write HOST:PORT".to_owned();
-                return wrong(
-                    said.referenced.line(),
-                    &format!("spec.endpoints[{n}]"),
-                    message,
-                );
-            }
-            Err(message) => {
-                return wrong(
-                    said.referenced.line(),
-                    &format!("spec.endpoints[{n}]"),
-                    message,
-                );
-            }
-        }
-    }
-    if endpoints.is_empty() {
-        let line = document.spec.endpoints.referenced.line();
-        return wrong(
-            line,
-            "spec.endpoints",
-            "is empty: write at least one HOST:PORT".to_owned(),
-        );
-    }
-    let base = path.parent().unwrap_or(Path::new("."));
-    let own_tls = |files: TlsFiles| TlsPaths {
-        ca: base.join(files.ca),
-        cert: base.join(files.cert),
-        key: base.join(files.key),
-    };
-    let Some(tls) = document.spec.tls.map(own_tls).or_else(|| tls.cloned()) else {
-        return wrong(
-            0,
-            "spec.tls",
-            "is missing, and the mesh server has no --tls-ca, --tls-cert and --tls-key".to_owned(),
-        );
-    };
-    Ok(LinkSpec {
-        name,
-        id,
-        endpoints,
-        tls,
-        file: path.to_owned(),
-    })
 }
 
 /// Keeps a task for each link, as the directory says, until `shutdown`. Returns what is wrong with the files.
@@ -382,18 +219,19 @@ pub fn spawn(
             }
             problems.send_replace(wanted.problems.clone());
             running.retain(|name, (spec, stop)| {
-                let stays = wanted.links.get(name) == Some(spec);
+                // A link that only allows more or less goes on; the hub holds its peer to that.
+                let stays = wanted.links.get(name).is_some_and(|now| now.leads_as(spec));
                 if !stays {
                     stop.cancel();
                 }
                 stays
             });
-            let pinned = wanted
+            let terms = wanted
                 .links
                 .iter()
-                .map(|(name, spec)| (name.clone(), spec.id))
+                .map(|(name, spec)| (name.clone(), spec.terms.clone()))
                 .collect();
-            hub.set_links(pinned, wanted.complete).await;
+            hub.set_links(terms, wanted.complete).await;
             for (name, spec) in wanted.links {
                 running.entry(name).or_insert_with(|| {
                     let stop = shutdown.child_token();
@@ -409,6 +247,8 @@ pub fn spawn(
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+    use isthmus_core::mesh::Terms;
+
     use super::*;
 
     fn link(name: &str, rest: &str) -> String {
@@ -440,8 +280,15 @@ mod tests {
         let spec = &wanted.links[&"west".parse().unwrap()];
         assert_eq!(spec.tls.ca, directory.path().join("ca.crt"));
         assert_eq!(
-            (spec.id.map(ClusterId::get), spec.endpoints[0].to_string()),
+            (
+                spec.terms.id.map(ClusterId::get),
+                spec.endpoints[0].to_string()
+            ),
             (Some(2), "mesh.west.example:4260".to_owned())
+        );
+        assert_eq!(
+            (spec.terms.cidrs.as_ref(), spec.terms.rows_max),
+            (None, Terms::ROWS_MAX)
         );
         assert_eq!(wanted.problems, []);
 
@@ -474,6 +321,24 @@ mod tests {
     }
 
     #[test]
+    fn a_link_says_what_it_allows() {
+        let directory = tempfile::tempdir().unwrap();
+        let rest = "endpoints: [\"a:1\"]\n  cidrs: [10.12.0.0/16, \"fd00:12::/48\"]\n  limits: {rows: 10, bytes: 4096}";
+        fs::write(directory.path().join("west.yaml"), link("west", rest)).unwrap();
+        let mut links = Links::new(directory.path().to_owned(), "east".parse().unwrap(), None);
+        let wanted = links.look().unwrap();
+        let terms = wanted.links[&"west".parse().unwrap()].terms.clone();
+        let cidrs = ["10.12.0.0/16", "fd00:12::/48"].map(|cidr| cidr.parse().unwrap());
+        let allowed = Terms {
+            id: None,
+            cidrs: Some(cidrs.to_vec()),
+            rows_max: 10,
+            bytes_max: 4096,
+        };
+        assert_eq!(terms, allowed);
+    }
+
+    #[test]
     fn contradictions_are_named() {
         let directory = tempfile::tempdir().unwrap();
         let put = |file: &str, text: String| fs::write(directory.path().join(file), text).unwrap();
@@ -484,13 +349,19 @@ mod tests {
         put("e.yaml", link("north", "endpoints: []"));
         put("f.yaml", link("north", "endpoint: x"));
         put("g.yaml", link("north", "id: 512\n  endpoints: [\"g:1\"]"));
+        let ranged = |rest: &str| format!("endpoints: [\"h:1\"]\n  {rest}");
+        put(
+            "h.yaml",
+            link("south", &ranged("cidrs: [10.12.0.0/16, fd00::1/64]")),
+        );
+        put("i.yaml", link("south", &ranged("limits: {rows: many}")));
         put(".h.yaml", "nonsense".to_owned());
         let mut links = Links::new(directory.path().to_owned(), "east".parse().unwrap(), None);
         let wanted = links.look().unwrap();
         assert_eq!(wanted.links.len(), 1);
         assert!(!wanted.complete);
         let said: Vec<String> = wanted.problems.iter().map(Problem::to_string).collect();
-        assert_eq!(said.len(), 6, "{said:#?}");
+        assert_eq!(said.len(), 8, "{said:#?}");
         for words in [
             "b.yaml: metadata.name: links \"west\", as ",
             "c.yaml: spec.id: cluster id 2 is taken: \"west\" and \"lab2\" both use it",
@@ -498,6 +369,8 @@ mod tests {
             "e.yaml:5: spec.endpoints: is empty",
             "f.yaml:5: ",
             "g.yaml:5: spec.id: 512 is not 1..511",
+            "h.yaml:6: spec.cidrs[1]: fd00::1/64 has bits set behind its prefix; did you mean fd00::/64?",
+            "i.yaml:6: ",
         ] {
             assert!(
                 said.iter().any(|problem| problem.starts_with(words)),

@@ -4,7 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use isthmus_core::mesh::{Beginning, HearsUs, LinkState, Role, View};
+use isthmus_core::mesh::{
+    Beginning, HearsUs, LinkState, PeerView, Refusal, RefusalReport, Role, View,
+};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -31,13 +33,12 @@ impl Collector for MeshMetrics {
         let (view, now) = (views.borrow().clone(), Instant::now());
         let peers = view.peers.as_slice();
         let label = |name: &dyn fmt::Display| [("peer", name.to_string())];
-        let mut peer_gauge =
-            |name, help, value: &dyn Fn(&isthmus_core::mesh::PeerView) -> Option<f64>| {
-                let samples = peers
-                    .iter()
-                    .filter_map(|peer| Some((label(&peer.name), value(peer)?)));
-                family(&mut encoder, name, help, samples)
-            };
+        let mut peer_gauge = |name, help, value: &dyn Fn(&PeerView) -> Option<f64>| {
+            let samples = peers
+                .iter()
+                .filter_map(|peer| Some((label(&peer.name), value(peer)?)));
+            family(&mut encoder, name, help, samples)
+        };
         let flag = |on: bool| Some(if on { 1.0 } else { 0.0 });
         peer_gauge(
             "mesh_peer_connected",
@@ -107,14 +108,21 @@ impl Collector for MeshMetrics {
             withheld,
         )?;
 
-        let help = "Rows turned down because the peer may not speak for their cluster";
-        let mut refused =
-            encoder.encode_descriptor("mesh_peer_refused_rows", help, None, MetricType::Counter)?;
-        for peer in peers {
-            ConstCounter::new(peer.refused_rows)
-                .encode(refused.encode_family(&label(&peer.name))?)?;
-        }
+        refusals(&mut encoder, peers)?;
         let own = view.own.ledger.rows();
+        let terms = |value: fn(&PeerView) -> u64| {
+            let value = move |peer: &PeerView| (label(&peer.name), wide(value(peer)));
+            peers.iter().map(value)
+        };
+        let bytes = clusters().map(|(name, rows)| (name, wide(rows.bytes())));
+        let help = "What the rows held of the peer cost, roughly";
+        family(&mut encoder, "mesh_peer_bytes", help, bytes)?;
+        let help = "The most bytes of rows that are held of the peer";
+        let most = terms(|peer| peer.bytes_max);
+        family(&mut encoder, "mesh_peer_bytes_max", help, most)?;
+        let help = "The most services and endpoints that are held of the peer";
+        let most = terms(|peer| peer.rows_max);
+        family(&mut encoder, "mesh_peer_rows_max", help, most)?;
         for (name, help, value) in [
             (
                 "mesh_published_services",
@@ -157,6 +165,37 @@ impl Collector for MeshMetrics {
         }
         Ok(())
     }
+}
+
+/// Every reason for every peer, so that a first refusal is seen as a change.
+fn refusals(encoder: &mut DescriptorEncoder<'_>, peers: &[PeerView]) -> fmt::Result {
+    let each = |value: fn(&RefusalReport) -> u64| {
+        let reasons = peers
+            .iter()
+            .flat_map(|peer| Refusal::ALL.map(|reason| (peer, reason)));
+        reasons.map(move |(peer, reason)| {
+            let mut reports = peer.refusals.iter();
+            let seen = reports.find(|refusal| refusal.reason == reason);
+            let labels = [
+                ("peer", peer.name.to_string()),
+                ("reason", reason.name().to_owned()),
+            ];
+            (labels, seen.map_or(0, value))
+        })
+    };
+    let help = "Rows of a peer that were refused, repeated ones counted again";
+    let name = "mesh_peer_refused_rows";
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, total) in each(|refusal| refusal.total) {
+        ConstCounter::new(total).encode(family.encode_family(&labels)?)?;
+    }
+    let help = "Rows that a peer says now and that are refused";
+    let name = "mesh_peer_refused_rows_now";
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, rows) in each(|refusal| refusal.rows) {
+        ConstGauge::new(wide(rows)).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 const AUDIENCES: [(&str, Role); 2] = [("peer", Role::MeshServer), ("agent", Role::Agent)];
@@ -220,6 +259,14 @@ impl MeshMetrics {
         let help = "The most states, and the most removals, that are remembered of a cluster";
         family(encoder, "mesh_history_capacity", help, capacity)
     }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a gauge is a float; what is counted here stays below 2⁵³"
+)]
+fn wide(number: u64) -> f64 {
+    number as f64
 }
 
 fn count(count: usize) -> f64 {

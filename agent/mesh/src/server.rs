@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_core::mesh::{ConsumerHello, Fault, Role, Watcher};
+use isthmus_core::model::ClusterId;
 use isthmus_proto::mesh::v1::mesh_server::{Mesh, MeshServer};
 use isthmus_proto::mesh::v1::watch_request::Message;
 use isthmus_proto::mesh::v1::{WatchRequest, WatchResponse};
@@ -157,6 +158,23 @@ struct Session {
     shutdown: CancellationToken,
 }
 
+/// What a consumer says after its hello.
+enum Heard {
+    Alive,
+    Relist(ClusterId),
+}
+
+fn heard(said: WatchRequest) -> Result<Heard, String> {
+    match said.message {
+        Some(Message::Heartbeat(_)) => Ok(Heard::Alive),
+        Some(Message::Relist(said)) => match wire::relist(said) {
+            Ok(id) => Ok(Heard::Relist(id)),
+            Err(error) => Err(error.to_string()),
+        },
+        _ => Err("only heartbeats and relists follow a hello".to_owned()),
+    }
+}
+
 /// What a session does until something happens.
 #[derive(Clone, Copy)]
 enum Waiting {
@@ -206,11 +224,17 @@ impl Session {
                     waiting = room();
                 }
                 said = self.inbound.message() => match said {
-                    Ok(Some(WatchRequest { message: Some(Message::Heartbeat(_)) })) => self.watcher.heard(Instant::now()),
-                    Ok(Some(_)) => {
-                        let _ = self.sender.try_send(Err(Status::invalid_argument("only heartbeats follow a hello")));
-                        return "it broke the protocol";
-                    }
+                    Ok(Some(said)) => match heard(said) {
+                        Ok(Heard::Alive) => self.watcher.heard(Instant::now()),
+                        Ok(Heard::Relist(id)) => {
+                            self.watcher.relist(id);
+                            waiting = room();
+                        }
+                        Err(words) => {
+                            let _ = self.sender.try_send(Err(Status::invalid_argument(words)));
+                            return "it broke the protocol";
+                        }
+                    },
                     Ok(None) | Err(_) => return "it closed the stream",
                 },
                 () = tokio::time::sleep_until(deadline.into()) => {

@@ -4,9 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use isthmus_core::mesh::{
-    Beginning, Cluster, ConsumerHello, Epoch, FromServer, Guard, HearsUs, Held, LinkState,
-    PeerReport, PeerSilence, Position, QuarantineReport, Role, Sequenced, ServerHello,
+    Beginning, CIDRS_MAX, Cluster, ConsumerHello, Epoch, FromServer, Guard, HearsUs, Held,
+    LinkState, PeerReport, PeerSilence, Position, QuarantineReport, Ranges, RangesFrom, Refusal,
+    RefusalReport, Role, Sequenced, ServerHello,
 };
 use isthmus_core::model::ClusterId;
 use isthmus_proto::mesh::v1 as proto;
@@ -106,6 +108,22 @@ pub fn say_alive() -> proto::WatchRequest {
     }
 }
 
+#[must_use]
+pub fn say_relist(id: ClusterId) -> proto::WatchRequest {
+    let cluster_id = id.get().into();
+    proto::WatchRequest {
+        message: Some(proto::watch_request::Message::Relist(proto::Relist {
+            cluster_id,
+        })),
+    }
+}
+
+/// # Errors
+/// The message is malformed.
+pub fn relist(said: proto::Relist) -> Result<ClusterId> {
+    id(said.cluster_id)
+}
+
 /// # Errors
 /// The message is malformed.
 pub fn consumer_hello(said: proto::ConsumerHello) -> Result<ConsumerHello> {
@@ -144,6 +162,7 @@ pub fn say(said: Sequenced) -> proto::WatchResponse {
             version: hello.version,
             quarantine_percent: hello.guard.percent.into(),
             quarantine_ms: millis32(hello.guard.grace),
+            cidrs: hello.cidrs.iter().map(ToString::to_string).collect(),
         }),
         FromServer::Start { cluster, beginning } => Message::Start(proto::ClusterStart {
             cluster_id: cluster.id.get().into(),
@@ -154,6 +173,7 @@ pub fn say(said: Sequenced) -> proto::WatchResponse {
             id,
             changes,
             position,
+            bad: _,
         } => Message::Rows(proto::RowBatch {
             cluster_id: id.get().into(),
             changes: changes.into_iter().map(say_change).collect(),
@@ -190,21 +210,28 @@ pub fn hear(said: proto::WatchResponse) -> Result<Sequenced> {
                 percent: percent(hello.quarantine_percent)?,
                 grace: Duration::from_millis(hello.quarantine_ms.into()),
             },
+            cidrs: cidrs(&hello.cidrs)?,
             version: hello.version,
         }),
         Message::Start(start) => FromServer::Start {
             cluster: cluster(&start.cluster_name, start.cluster_id)?,
             beginning: beginning(start.beginning)?,
         },
-        Message::Rows(rows) => FromServer::Rows {
-            id: id(rows.cluster_id)?,
-            changes: rows
-                .changes
-                .into_iter()
-                .map(change)
-                .collect::<Result<_>>()?,
-            position: rows.position.map(position),
-        },
+        Message::Rows(rows) => {
+            let (mut changes, mut bad) = (Vec::with_capacity(rows.changes.len()), Vec::new());
+            for said in rows.changes {
+                match change(said) {
+                    Ok(change) => changes.push(change),
+                    Err(wrong) => bad.push(wrong),
+                }
+            }
+            FromServer::Rows {
+                id: id(rows.cluster_id)?,
+                changes,
+                bad,
+                position: rows.position.map(position),
+            }
+        }
         Message::Complete(complete) => FromServer::Complete {
             id: id(complete.cluster_id)?,
             position: position(complete.position.ok_or(Malformed("position"))?),
@@ -227,6 +254,15 @@ pub fn hear(said: proto::WatchResponse) -> Result<Sequenced> {
     })
 }
 
+fn cidrs(said: &[String]) -> Result<Vec<IpNet>> {
+    if said.len() > CIDRS_MAX {
+        return Err(Malformed("cidrs"));
+    }
+    let cidr = |said: &String| said.parse::<IpNet>().map(|cidr| cidr.trunc());
+    let cidrs: std::result::Result<_, _> = said.iter().map(cidr).collect();
+    cidrs.map_err(|_| Malformed("cidrs"))
+}
+
 fn percent(said: u32) -> Result<u8> {
     let percent = u8::try_from(said).ok().filter(|percent| *percent <= 100);
     percent.ok_or(Malformed("quarantine_percent"))
@@ -238,6 +274,7 @@ fn say_beginning(beginning: Beginning) -> proto::Beginning {
         Beginning::First => proto::Beginning::First,
         Beginning::HistoryGone => proto::Beginning::HistoryGone,
         Beginning::Lagged => proto::Beginning::Lagged,
+        Beginning::Asked => proto::Beginning::Asked,
     }
 }
 
@@ -263,7 +300,58 @@ fn silence(said: proto::PeerSilence) -> Result<PeerSilence> {
     })
 }
 
+fn say_refusal(refusal: RefusalReport) -> proto::Refusal {
+    proto::Refusal {
+        reason: say_reason(refusal.reason).into(),
+        rows: refusal.rows,
+        total: refusal.total,
+        example: refusal.example,
+    }
+}
+
+fn say_reason(reason: Refusal) -> proto::RefusalReason {
+    match reason {
+        Refusal::ForeignCluster => proto::RefusalReason::ForeignCluster,
+        Refusal::Malformed => proto::RefusalReason::Malformed,
+        Refusal::SpecialAddress => proto::RefusalReason::SpecialAddress,
+        Refusal::OwnAddress => proto::RefusalReason::OwnAddress,
+        Refusal::OutsideAddress => proto::RefusalReason::OutsideAddress,
+        Refusal::TooManyRows => proto::RefusalReason::TooManyRows,
+        Refusal::TooManyBytes => proto::RefusalReason::TooManyBytes,
+    }
+}
+
+/// A reason that only a newer mesh server knows is left out: `refused_rows` counts it.
+fn refusal(said: proto::Refusal) -> Option<RefusalReport> {
+    let known = |reason: &Refusal| i32::from(say_reason(*reason)) == said.reason;
+    Some(RefusalReport {
+        reason: Refusal::ALL.into_iter().find(known)?,
+        rows: said.rows,
+        total: said.total,
+        example: said.example,
+    })
+}
+
+fn ranges(from: i32, allowed: &[String], announced: &[String]) -> Result<Ranges> {
+    let from = match proto::CidrsFrom::try_from(from) {
+        Ok(proto::CidrsFrom::Link) => Some(RangesFrom::Link),
+        Ok(proto::CidrsFrom::Learnt) => Some(RangesFrom::Learnt),
+        _ => None,
+    };
+    let allowed = cidrs(allowed)?;
+    Ok(Ranges {
+        allowed: from.map(|from| (from, allowed)),
+        announced: cidrs(announced)?,
+    })
+}
+
 fn say_peer(peer: PeerReport) -> proto::Peer {
+    let texts = |cidrs: &[IpNet]| cidrs.iter().map(ToString::to_string).collect();
+    let (allowed_from, allowed_cidrs) = match &peer.ranges.allowed {
+        Some((RangesFrom::Link, cidrs)) => (proto::CidrsFrom::Link, texts(cidrs)),
+        Some((RangesFrom::Learnt, cidrs)) => (proto::CidrsFrom::Learnt, texts(cidrs)),
+        None => (proto::CidrsFrom::Unspecified, Vec::new()),
+    };
     let (last_error, last_error_age) = peer.last_error.unwrap_or_default();
     proto::Peer {
         name: peer.name.to_string(),
@@ -293,6 +381,10 @@ fn say_peer(peer: PeerReport) -> proto::Peer {
             age_ms: millis(quarantine.age),
             left_ms: millis(quarantine.left),
         }),
+        refusals: peer.refusals.into_iter().map(say_refusal).collect(),
+        allowed_cidrs,
+        allowed_from: allowed_from.into(),
+        announced_cidrs: texts(&peer.ranges.announced),
     }
 }
 
@@ -327,6 +419,12 @@ fn peer(said: proto::Peer) -> Result<PeerReport> {
             age: Duration::from_millis(said.age_ms),
             left: Duration::from_millis(said.left_ms),
         }),
+        refusals: said.refusals.into_iter().filter_map(refusal).collect(),
+        ranges: ranges(
+            said.allowed_from,
+            &said.allowed_cidrs,
+            &said.announced_cidrs,
+        )?,
     })
 }
 
@@ -335,6 +433,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
     use std::net::Ipv4Addr;
 
+    use isthmus_core::mesh::{BadRow, RowKey};
     use isthmus_core::model::{
         Affinity, Condition, EndpointPort, EndpointRow, ObjectName, PortRow, Protocol, RowChange,
         ServiceRow,
@@ -389,19 +488,41 @@ mod tests {
     }
 
     #[test]
+    fn bad_rows_cost_nobody_but_themselves() {
+        let mut changes: Vec<_> = rows().into_iter().map(say_change).collect();
+        changes[4].change = None;
+        let message = proto::watch_response::Message::Rows(proto::RowBatch {
+            cluster_id: 2,
+            changes,
+            position: None,
+        });
+        let said = proto::WatchResponse {
+            sequence: 1,
+            message: Some(message),
+        };
+        let FromServer::Rows { changes, bad, .. } = hear(said).unwrap().message else {
+            unreachable!()
+        };
+        assert_eq!((changes.len(), bad.len()), (rows().len() - 1, 1));
+    }
+
+    #[test]
     fn wrong_fields_are_named() {
         let mut said = say_change(rows().remove(2));
         let Some(proto::row_change::Change::Endpoint(row)) = &mut said.change else {
             unreachable!()
         };
         row.ports[0].port = 70_000;
-        assert_eq!(change(said.clone()).unwrap_err(), Malformed("port"));
+        let key = RowKey::of(&rows()[2]);
+        let bad = |key, field| Err(BadRow { key, field });
+        assert_eq!(change(said.clone()), bad(Some(key), "port"));
         let Some(proto::row_change::Change::Endpoint(row)) = &mut said.change else {
             unreachable!()
         };
         row.ports.clear();
         row.key.as_mut().unwrap().address = Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets().to_vec();
-        assert_eq!(change(said).unwrap_err(), Malformed("address"));
+        assert_eq!(change(said), bad(None, "address"));
+        assert_eq!(change(proto::RowChange::default()), bad(None, "change"));
         assert_eq!(
             hear(proto::WatchResponse::default()).unwrap_err(),
             Malformed("message")

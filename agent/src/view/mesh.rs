@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use isthmus_core::mesh::{Age, FeedState, HearsUs, PeerState, PeerStatus};
+use ipnet::IpNet;
+use isthmus_core::mesh::{
+    Age, FeedState, HearsUs, PeerState, PeerStatus, RangesFrom, RefusalReport,
+};
 use isthmus_mesh::feed::MeshStatus;
 use isthmus_mesh::tls::Certificate;
 use isthmus_proto::node::v1 as pb;
@@ -79,7 +82,22 @@ pub(super) fn peer_state(state: PeerState) -> pb::PeerState {
     }
 }
 
+fn refusal(refusal: &RefusalReport) -> pb::Refusal {
+    pb::Refusal {
+        reason: refusal.reason.name().to_owned(),
+        rows: refusal.rows,
+        total: refusal.total,
+        example: refusal.example.clone(),
+    }
+}
+
 fn peer(status: &PeerStatus, now: Instant) -> pb::Peer {
+    let texts = |cidrs: &[IpNet]| cidrs.iter().map(ToString::to_string).collect();
+    let (cidrs_from, allowed_cidrs) = match &status.ranges.allowed {
+        Some((RangesFrom::Link, cidrs)) => ("link", texts(cidrs)),
+        Some((RangesFrom::Learnt, cidrs)) => ("learnt", texts(cidrs)),
+        None => ("", Vec::new()),
+    };
     pb::Peer {
         name: status.name.to_string(),
         id: status.id.map(|id| id.get().into()),
@@ -110,5 +128,9 @@ fn peer(status: &PeerStatus, now: Instant) -> pb::Peer {
             age_seconds: seconds(&quarantine.since, now),
             left_seconds: quarantine.left(now).as_secs_f64(),
         }),
+        refusals: status.refusals.iter().map(refusal).collect(),
+        allowed_cidrs,
+        cidrs_from: cidrs_from.to_owned(),
+        announced_cidrs: texts(&status.ranges.announced),
     }
 }

@@ -8,7 +8,7 @@ use isthmus_core::mesh::{
     Cluster, ConsumerHello, Epoch, Feed, Hub, HubSettings, Role, SavedFeed, SavedHub, Sequenced,
     VERSION, Watcher,
 };
-use isthmus_core::model::{Batch, ClusterId, ClusterName};
+use isthmus_core::model::{Batch, ClusterName};
 use isthmus_mesh::{feed, hub};
 
 use crate::feed::settings;
@@ -33,7 +33,7 @@ struct World {
     now: Instant,
     wall: SystemTime,
     hub: Hub,
-    wanted: BTreeMap<ClusterName, Option<ClusterId>>,
+    wanted: BTreeMap<ClusterName, Terms>,
     /// By the number of [`PEERS`], and whether the stream is open.
     liars: [(Liar, bool); 4],
     guests: Vec<ConsumerHello>,
@@ -50,6 +50,7 @@ pub(crate) fn hub_settings(own: Cluster) -> HubSettings {
         own,
         heartbeat: HEARTBEAT,
         guard: GUARD,
+        cidrs: Vec::new(),
         seed: 0,
     }
 }
@@ -98,7 +99,7 @@ impl World {
             far_stream: None,
         };
         let east = EAST.cluster();
-        let links = [(east.name, None)].into();
+        let links = [(east.name, Terms::default())].into();
         world.far.set_links(&links, true, now);
         world.link(0b011, 0, true);
         world
@@ -144,7 +145,11 @@ impl World {
         let named = PEERS.into_iter().filter(|peer| bit(names, *peer));
         let link = |peer| {
             let cluster = Who::honest(peer).cluster();
-            (cluster.name, bit(pinned, peer).then_some(cluster.id))
+            let terms = Terms {
+                id: bit(pinned, peer).then_some(cluster.id),
+                ..Terms::default()
+            };
+            (cluster.name, terms)
         };
         self.wanted = named.map(link).collect();
         self.hub.set_links(&self.wanted, complete, self.now);
@@ -249,8 +254,10 @@ impl World {
             && let Some(said) = next(&mut stream, &mut self.hub, self.now)
         {
             told += 1;
-            if let Err(fault) = self.far.receive(&east, said, self.now) {
-                panic!("a peer turns our mesh server down: {fault}");
+            match self.far.receive(&east, said, self.now) {
+                Ok(Some(id)) => stream.watcher.relist(id),
+                Ok(None) => {}
+                Err(fault) => panic!("a peer turns our mesh server down: {fault}"),
             }
         }
         self.far_stream = Some(stream);

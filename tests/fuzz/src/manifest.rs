@@ -4,10 +4,10 @@
 //! what comes before the first of them goes to a file of its own, so any manifest is an input as it is.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isthmus_core::manifest::{FileContent, ManifestOptions, Manifests};
-use isthmus_core::mesh::{Epoch, FromServer, Publisher, Rows};
+use isthmus_core::mesh::{Epoch, FromServer, Guard, Publisher, Rows, SavedPublisher};
 use isthmus_core::model::{Batch, Problem, ProblemKind};
 
 use crate::bounds::bounded;
@@ -179,14 +179,16 @@ impl Source {
 
 /// Whatever a manifest can say, a peer can be told.
 fn crosses(rows: &Rows) {
-    let mut publisher = Publisher::new(Epoch(1));
-    publisher.apply(&Batch {
+    let mut publisher = Publisher::load(SavedPublisher::empty(Epoch(1)), Vec::new());
+    let batch = Batch {
         changes: rows.all(),
         complete: true,
-    });
+    };
+    publisher.apply(&batch, Guard::default(), Instant::now());
     cross(FromServer::Rows {
         id: EAST.cluster().id,
         changes: publisher.ledger().rows().all(),
+        bad: Vec::new(),
         position: publisher.ledger().rows().position(),
     });
 }

@@ -196,6 +196,7 @@ impl Liar {
                 epoch: Epoch(u64::from(step.c >> 4) + 1),
                 heartbeat: HEARTBEAT * u32::from(step.c & 15 != 15),
                 guard: GUARD,
+                cidrs: Vec::new(),
                 version: VERSION + u32::from(step.c == 7),
             }),
             1 => FromServer::Start {
@@ -209,6 +210,7 @@ impl Liar {
             2 | 3 => FromServer::Rows {
                 id: cluster.id,
                 changes: vec![change(step.c), change(step.c.rotate_left(3) ^ step.b)],
+                bad: Vec::new(),
                 position: (step.b & 8 != 0).then(|| self.position()),
             },
             4 | 5 => FromServer::Complete {
@@ -269,7 +271,9 @@ fn report(who: Who, step: Step) -> PeerReport {
         tries: 1,
         endpoint: "192.0.2.1:4260".to_owned(),
         refused_rows: 0,
+        refusals: Vec::new(),
         quarantine: None,
+        ranges: Ranges::default(),
     }
 }
 

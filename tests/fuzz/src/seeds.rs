@@ -130,6 +130,7 @@ fn states() -> Vec<(&'static str, Vec<u8>)> {
             rows: rows.clone(),
             history: SavedHistory::default(),
             exact: true,
+            learnt: None,
         }],
     };
     let peers = SavedFeed {
@@ -196,6 +197,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             from_server(FromServer::Rows {
                 id,
                 changes: (0..=255).step_by(7).map(change).collect(),
+                bad: Vec::new(),
                 position: Some(position(5)),
             }),
         ),

@@ -355,6 +355,7 @@ fn encoded(names: &Names, name: &ObjectName) -> Result<u32> {
     let message = FromServer::Rows {
         id: ClusterId::try_from(2)?,
         changes: vec![names.endpoint(name, 7, Condition::Ready)],
+        bad: Vec::new(),
         position: Some(Position {
             epoch: Epoch(u64::MAX / 3),
             revision: 1_000_000,

@@ -269,10 +269,11 @@ impl Feed {
             FromServer::Rows {
                 id,
                 changes,
+                bad,
                 position,
             } => {
                 known(&mut self.peers, id)?
-                    .rows(changes, position, &mut events)
+                    .rows(changes, bad, position, &mut events)
                     .map_err(broke)?;
             }
             FromServer::Complete { id, position } => {

@@ -1,7 +1,7 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::{Age, RowKey};
+use super::{Age, RowKey, Rows, row_bytes};
 
 /// When absence is doubted. Whoever lost its memory, or was given an empty directory, tells a short list in good faith;
 /// what it leaves out is then kept for a grace time. An explicit removal is never doubted.
@@ -35,7 +35,9 @@ impl Guard {
 /// Rows that a doubted list left out, and that stay for a while.
 #[derive(Clone, Debug)]
 pub(super) struct Withheld {
-    rows: BTreeSet<RowKey>,
+    /// With what each costs.
+    rows: BTreeMap<RowKey, u64>,
+    bytes: u64,
     quarantine: Quarantine,
 }
 
@@ -59,14 +61,30 @@ impl Quarantine {
 }
 
 impl Withheld {
-    pub(super) fn new(rows: BTreeSet<RowKey>, held: usize, guard: Guard, now: Instant) -> Self {
+    /// `missing` of the rows in `held`, which were `of` when the list came.
+    pub(super) fn new(
+        missing: BTreeSet<RowKey>,
+        held: &Rows,
+        of: usize,
+        guard: Guard,
+        now: Instant,
+    ) -> Self {
+        let cost = |key: RowKey| {
+            let bytes = row_bytes(&held.as_change(&key));
+            (key, bytes)
+        };
+        let rows: BTreeMap<RowKey, u64> = missing.into_iter().map(cost).collect();
         let quarantine = Quarantine {
             rows: rows.len(),
-            held,
+            held: of,
             since: Age::zero(now),
             until: now + guard.grace,
         };
-        Self { rows, quarantine }
+        Self {
+            bytes: rows.values().sum(),
+            rows,
+            quarantine,
+        }
     }
 
     pub(super) fn quarantine(&self) -> Quarantine {
@@ -84,18 +102,32 @@ impl Withheld {
         self.rows.is_empty()
     }
 
-    pub(super) fn rows(&self) -> &BTreeSet<RowKey> {
-        &self.rows
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
     }
 
-    /// The same quarantine, for these rows alone.
-    pub(super) fn only(self, rows: BTreeSet<RowKey>) -> Self {
-        Self { rows, ..self }
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn contains(&self, key: &RowKey) -> bool {
+        self.rows.contains_key(key)
+    }
+
+    pub(super) fn keys(&self) -> impl DoubleEndedIterator<Item = &RowKey> {
+        self.rows.keys()
     }
 
     /// The row was named, one way or the other.
     pub(super) fn named(&mut self, key: &RowKey) {
-        self.rows.remove(key);
+        self.bytes -= self.rows.remove(key).unwrap_or_default();
+    }
+
+    /// Only these of its rows are missing still.
+    pub(super) fn only(mut self, missing: &BTreeSet<RowKey>) -> Self {
+        self.rows.retain(|key, _| missing.contains(key));
+        self.bytes = self.rows.values().sum();
+        self
     }
 }
 

@@ -2,13 +2,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::salt::Salt;
 use super::silence::Wakefulness;
 use super::{
     Age, Cluster, ClusterView, ConsumerHello, Epoch, Fault, Guard, HearsUs, LinkState, PeerView,
-    Publisher, Role, Rows, SavedHistory, SavedPublisher, SavedSilence, Sequenced, VERSION, View,
+    Publisher, Role, Rows, SavedHistory, SavedPublisher, SavedSilence, Sequenced, Terms, VERSION,
+    View,
 };
 use crate::model::{Batch, ClusterId, ClusterName};
 
@@ -27,6 +29,8 @@ pub struct HubSettings {
     pub own: Cluster,
     pub heartbeat: Duration,
     pub guard: Guard,
+    /// Where this cluster has its endpoints: peers are told, and no peer's may be there. Empty: not said.
+    pub cidrs: Vec<IpNet>,
     /// Random: tells this run's names from another's.
     pub seed: u64,
 }
@@ -68,8 +72,8 @@ impl Hub {
     pub fn new(settings: HubSettings, saved: SavedHub, now: Instant, wall: SystemTime) -> Self {
         let clock = Wakefulness::new(now);
         let mut hub = Self {
+            publisher: Publisher::load(saved.publisher, settings.cidrs.clone()),
             settings,
-            publisher: Publisher::load(saved.publisher),
             clock,
             started: now,
             links: BTreeMap::new(),
@@ -139,18 +143,18 @@ impl Hub {
         std::mem::take(&mut self.notices)
     }
 
-    /// Takes over the configured links: name, pinned id. What was linked and is not named goes, with its rows: a link of
+    /// Takes over the configured links. What was linked and is not named goes, with its rows: a link of
     /// this run at once, one of an earlier run (known from the state file) only if `complete`, that is, if every link
     /// could be read.
     pub fn set_links(
         &mut self,
-        wanted: &BTreeMap<ClusterName, Option<ClusterId>>,
+        wanted: &BTreeMap<ClusterName, Terms>,
         complete: bool,
         now: Instant,
     ) {
         self.links
             .retain(|name, link| wanted.contains_key(name) || !(link.configured || complete));
-        for (name, pinned) in wanted {
+        for (name, terms) in wanted {
             let (instance, salt) = self.instance();
             let clock = &self.clock;
             let link = self
@@ -158,7 +162,7 @@ impl Hub {
                 .entry(name.clone())
                 .or_insert_with(|| Link::new(name.clone(), instance, salt, clock, now));
             link.configured = true;
-            link.pinned = *pinned;
+            link.set_terms(terms, &self.settings.cidrs);
         }
         self.listed |= complete;
         self.news = News::Now;
@@ -185,7 +189,7 @@ impl Hub {
         })
     }
 
-    /// A link's stream said something.
+    /// A link's stream said something. `Some`: the peer is to be asked for a list of this cluster.
     ///
     /// # Errors
     /// The stream is to be closed, with [`Self::close`].
@@ -194,7 +198,7 @@ impl Hub {
         name: &ClusterName,
         said: Sequenced,
         now: Instant,
-    ) -> Result<(), Fault> {
+    ) -> Result<Option<ClusterId>, Fault> {
         // Only a hello can collide, and only once a stream.
         let taken = match &said.message {
             super::FromServer::Hello(hello) => self.holder(hello.cluster.id, name),
@@ -206,23 +210,29 @@ impl Hub {
             link.silence.witnessed(&self.clock, now) > self.settings.heartbeat * 3 / 2;
         let around = Around {
             own: &self.settings.own,
+            cidrs: &self.settings.cidrs,
             guard: self.settings.guard,
             taken,
             instance,
             salt,
         };
         let before = link.quarantine();
-        let effect = link.receive(said, around, now)?;
+        let heard = link.receive(said, around, now)?;
         link.silence.word(&self.clock, now);
         let notice = Notice::of_quarantine(name, before, link.quarantine());
         self.notices.extend(notice);
-        let news = match effect {
+        if let Some(cidrs) = heard.learnt {
+            let cluster = name.clone();
+            self.notices.push(Notice::Learnt { cluster, cidrs });
+        }
+        let ask = heard.ask.then_some(link.id).flatten();
+        let news = match heard.effect {
             Effect::Seen => News::Now,
             Effect::Counted if !long_silent => News::Soon,
             Effect::Counted => News::Now,
         };
         self.news = self.news.max(news);
-        Ok(())
+        Ok(ask)
     }
 
     /// Who has this id, `name` aside.
@@ -341,6 +351,7 @@ impl Hub {
         }
         self.news = self.news.max(News::Soon);
         self.release(now);
+        self.log_refusals(now);
     }
 
     /// Lets go of what was in quarantine for long enough.
@@ -355,6 +366,19 @@ impl Hub {
             let cluster = cluster.clone();
             self.notices.push(Notice::Released { cluster, rows });
             self.news = News::Now;
+        }
+    }
+
+    fn log_refusals(&mut self, now: Instant) {
+        for link in self.links.values_mut() {
+            let log = link.take_log(now).into_iter();
+            let notices = log.map(|(reason, rows, names)| Notice::Refused {
+                cluster: link.name.clone(),
+                reason,
+                rows,
+                names,
+            });
+            self.notices.extend(notices);
         }
     }
 
@@ -410,6 +434,7 @@ impl Hub {
             epoch: self.publisher.epoch(),
             heartbeat: self.settings.heartbeat,
             guard: self.settings.guard,
+            cidrs: self.settings.cidrs.clone(),
             clusters: known()
                 .map(|(id, link)| (id, link.cluster_view(id)))
                 .collect(),
@@ -445,6 +470,9 @@ pub struct SavedLink {
     /// The rows are those that their position names for the peer too: none is left out, none kept against its word.
     #[serde(default)]
     pub exact: bool,
+    /// Where its endpoints are, as it said when it was first connected.
+    #[serde(default)]
+    pub learnt: Option<Vec<IpNet>>,
 }
 
 impl SavedHub {
@@ -452,12 +480,7 @@ impl SavedHub {
     #[must_use]
     pub fn empty(epoch: Epoch) -> Self {
         Self {
-            publisher: SavedPublisher {
-                epoch,
-                revision: 0,
-                told: Rows::default(),
-                history: SavedHistory::default(),
-            },
+            publisher: SavedPublisher::empty(epoch),
             links: Vec::new(),
         }
     }

@@ -2,8 +2,12 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::guard::Withheld;
+use super::refused::Refused;
 use super::salt::Salt;
-use super::{Beginning, Guard, Ledger, Position, Quarantine, RowKey, Rows};
+use super::terms::{Claimed, Rules};
+use super::{
+    BadRow, Beginning, Guard, Ledger, Position, Quarantine, Refusal, RowKey, Rows, row_bytes,
+};
 use crate::model::RowChange;
 
 /// Rows that a stream's messages are applied to.
@@ -44,6 +48,10 @@ pub(super) struct Intake {
     base: Option<Base>,
     /// Rows that the base's publisher does not have, and that are held on.
     withheld: Option<Withheld>,
+    /// Rows that the base's publisher has, and that are not held.
+    refused: Refused,
+    /// An earlier run left such rows out, or kept others; which, only a whole list can tell.
+    inexact: bool,
     /// For tables that are told on: names for states that differ from their publisher's.
     salt: Option<Salt>,
 }
@@ -65,6 +73,8 @@ enum Stage {
     /// In a list. What is held and not named by its end is gone.
     List {
         named: BTreeSet<RowKey>,
+        /// What they cost.
+        bytes: u64,
         /// Rows held when it began.
         held: usize,
         /// The server may have lost its memory: what its list leaves out is not believed without question.
@@ -85,13 +95,17 @@ impl Intake {
         }
     }
 
-    /// Of rows that an earlier run held as their publisher has them.
-    pub(super) fn load(self, rows: &Rows) -> Self {
+    /// Of rows that an earlier run held: `exact` if it held them as their publisher has them.
+    pub(super) fn load(self, rows: &Rows, exact: bool) -> Self {
         let base = rows.position().map(|position| Base {
             position,
             rows: rows.clone(),
         });
-        Self { base, ..self }
+        Self {
+            base: base.filter(|_| exact),
+            inexact: !exact,
+            ..self
+        }
     }
 
     /// A new stream: the state that it may take up from.
@@ -112,7 +126,15 @@ impl Intake {
 
     /// What is held of the base is what its publisher has.
     pub(super) fn is_exact(&self) -> bool {
-        self.withheld.is_none()
+        self.withheld.is_none() && self.refused.is_empty() && !self.inexact
+    }
+
+    pub(super) fn refused(&self) -> &Refused {
+        &self.refused
+    }
+
+    pub(super) fn refused_mut(&mut self) -> &mut Refused {
+        &mut self.refused
     }
 
     pub(super) fn quarantine(&self) -> Option<Quarantine> {
@@ -129,6 +151,9 @@ impl Intake {
             Stage::List { held, doubtful, .. } => (held, doubtful),
             _ => (table.rows().len(), false),
         };
+        if beginning != Beginning::Resumed {
+            self.refused.begin_list();
+        }
         let forgetful = matches!(beginning, Beginning::First | Beginning::HistoryGone);
         self.stage = match (&self.base, beginning) {
             (Some(base), Beginning::Resumed) => Stage::Difference {
@@ -137,6 +162,7 @@ impl Intake {
             (None, Beginning::Resumed) => return Err("resumes what is not held"),
             _ => Stage::List {
                 named: BTreeSet::new(),
+                bytes: 0,
                 held,
                 doubtful: doubtful || forgetful,
             },
@@ -144,12 +170,15 @@ impl Intake {
         Ok(())
     }
 
-    /// Applies a batch; the changes that made a difference are left.
+    /// Applies a batch, row by row as `rules` allow; the changes that made a difference are left. A row that is refused
+    /// is not held, not even as it was before: nobody says that any more.
     pub(super) fn rows(
         &mut self,
         table: &mut impl Table,
         mut changes: Vec<RowChange>,
+        bad: Vec<BadRow>,
         position: Option<Position>,
+        rules: &Rules<'_>,
     ) -> Result<Vec<RowChange>, &'static str> {
         match self.stage {
             Stage::Silent => return Err("sends rows before the list began"),
@@ -158,27 +187,89 @@ impl Intake {
             }
             _ => {}
         }
-        changes.retain(|change| self.row(table, change));
+        changes.retain_mut(|change| {
+            self.judge(table.rows(), change, rules);
+            self.row(table, change)
+        });
+        for BadRow { key, field } in bad {
+            if let Some(key) = key {
+                self.refused.note(Refusal::Malformed, &key, Some(field));
+                let gone = key.gone();
+                if self.row(table, &gone) {
+                    changes.push(gone);
+                }
+            } else {
+                let words = format!("a row without a name ({field})");
+                self.refused.note_unnamed(Refusal::Malformed, 1, words);
+            }
+        }
         if let Some(position) = position {
             self.settle(table, position);
         }
         Ok(changes)
     }
 
+    /// Makes a removal of what is refused.
+    fn judge(&mut self, held: &Rows, change: &mut RowChange, rules: &Rules<'_>) {
+        let key = RowKey::of(change);
+        if matches!(
+            change,
+            RowChange::ServiceGone(_) | RowChange::EndpointGone(_)
+        ) {
+            self.refused.clear(&key);
+            return;
+        }
+        match rules.judge(change, self.claimed_beside(&key, held)) {
+            Ok(()) => self.refused.clear(&key),
+            Err(reason) => {
+                self.refused.note(reason, &key, None);
+                *change = key.gone();
+            }
+        }
+    }
+
+    /// What the publisher has here, this row aside. What a list has not named yet may go: it does not count.
+    fn claimed_beside(&self, key: &RowKey, held: &Rows) -> Claimed {
+        let (rows, bytes, counts) = match (&self.stage, &self.withheld) {
+            (Stage::List { named, bytes, .. }, _) => (named.len(), *bytes, named.contains(key)),
+            (_, Some(withheld)) => (
+                held.len() - withheld.len(),
+                held.bytes() - withheld.bytes(),
+                held.contains(key) && !withheld.contains(key),
+            ),
+            (_, None) => (held.len(), held.bytes(), held.contains(key)),
+        };
+        let beside = if counts {
+            (rows - 1, bytes - row_bytes(&held.as_change(key)))
+        } else {
+            (rows, bytes)
+        };
+        Claimed {
+            rows: beside.0 as u64,
+            bytes: beside.1,
+        }
+    }
+
     fn row(&mut self, table: &mut impl Table, change: &RowChange) -> bool {
+        let key = RowKey::of(change);
         if let Some(withheld) = &mut self.withheld {
-            withheld.named(&RowKey::of(change));
+            withheld.named(&key);
             self.withheld.take_if(|withheld| withheld.is_empty());
         }
-        match (&mut self.stage, change) {
-            (Stage::List { named, .. }, RowChange::Service(_) | RowChange::Endpoint(_)) => {
-                named.insert(RowKey::of(change));
+        match &mut self.stage {
+            Stage::List { named, bytes, .. } => {
+                let before = if named.remove(&key) {
+                    row_bytes(&table.rows().as_change(&key))
+                } else {
+                    0
+                };
+                *bytes = *bytes - before + row_bytes(change);
+                if matches!(change, RowChange::Service(_) | RowChange::Endpoint(_)) {
+                    named.insert(key);
+                }
             }
-            (Stage::List { named, .. }, RowChange::ServiceGone(_) | RowChange::EndpointGone(_)) => {
-                named.remove(&RowKey::of(change));
-            }
-            (Stage::Difference { owed }, _) if !owed.is_empty() => {
-                owed.remove(&RowKey::of(change));
+            Stage::Difference { owed } if !owed.is_empty() => {
+                owed.remove(&key);
             }
             _ => {}
         }
@@ -193,6 +284,7 @@ impl Intake {
         guard: Guard,
         now: Instant,
     ) -> Result<Vec<RowChange>, &'static str> {
+        let guard = Some(guard);
         let mut changes: Vec<RowChange> = match std::mem::take(&mut self.stage) {
             Stage::Silent => return Err("ends a list that did not begin"),
             Stage::Live => return Err("ends a list twice"),
@@ -205,52 +297,55 @@ impl Intake {
                 named,
                 held,
                 doubtful,
+                ..
             } => {
-                let unnamed = table.rows().keys().filter(|key| !named.contains(key));
-                let gone = self.sweep(unnamed.collect(), held, doubtful, guard, now);
+                let rows = table.rows();
+                let unnamed = rows.keys().filter(|key| !named.contains(key)).collect();
+                let guard = guard.filter(|_| doubtful);
+                let gone = self.sweep(unnamed, rows, held, guard, now);
                 gone.into_iter().map(RowKey::gone).collect()
             }
         };
         // Endpoints before their services: a service without rows is better than rows without a service.
         changes.reverse();
         changes.retain(|change| table.apply(change));
+        self.inexact = false;
         self.settle(table, position);
         self.stage = Stage::Live;
         Ok(changes)
     }
 
-    /// Which of the rows that a list did not name go now; the rest is withheld.
+    /// Which of the rows that a list did not name go now; the rest is withheld. No guard: the list is believed.
     fn sweep(
         &mut self,
-        mut unnamed: BTreeSet<RowKey>,
+        unnamed: BTreeSet<RowKey>,
+        rows: &Rows,
         held: usize,
-        doubtful: bool,
-        guard: Guard,
+        guard: Option<Guard>,
         now: Instant,
     ) -> BTreeSet<RowKey> {
         let earlier = self.withheld.take();
-        if doubtful && guard.doubts(held, unnamed.len()) {
-            let withheld = match earlier {
-                // Told again, the same absence gets no second grace time.
-                Some(earlier) if unnamed.is_subset(earlier.rows()) => {
-                    if earlier.is_over(now) {
-                        return unnamed;
-                    }
-                    earlier.only(unnamed)
-                }
-                _ => Withheld::new(unnamed, held, guard, now),
-            };
-            self.withheld = Some(withheld);
-            return BTreeSet::new();
+        match (guard, earlier) {
+            (Some(guard), earlier) if guard.doubts(held, unnamed.len()) => {
+                let again = |earlier: &Withheld| unnamed.iter().all(|key| earlier.contains(key));
+                let withheld = match earlier {
+                    // Told again, the same absence gets no second grace time.
+                    Some(earlier) if again(&earlier) && earlier.is_over(now) => return unnamed,
+                    Some(earlier) if again(&earlier) => earlier.only(&unnamed),
+                    _ => Withheld::new(unnamed, rows, held, guard, now),
+                };
+                self.withheld = Some(withheld);
+                BTreeSet::new()
+            }
+            (None, Some(earlier)) => {
+                let earlier = earlier.only(&unnamed);
+                let gone = unnamed.into_iter().filter(|key| !earlier.contains(key));
+                let gone = gone.collect();
+                self.withheld = Some(earlier).filter(|earlier| !earlier.is_empty());
+                gone
+            }
+            _ => unnamed,
         }
-        if !doubtful && let Some(earlier) = earlier {
-            let (still, gone) = unnamed
-                .into_iter()
-                .partition(|key| earlier.rows().contains(key));
-            unnamed = gone;
-            self.withheld = Some(earlier.only(still)).filter(|still| !still.is_empty());
-        }
-        unnamed
     }
 
     /// When something is withheld no longer.
@@ -263,15 +358,32 @@ impl Intake {
         let Some(withheld) = self.withheld.take_if(|withheld| withheld.is_over(now)) else {
             return Vec::new();
         };
+        self.drop_rows(table, withheld.keys().rev().cloned().collect())
+    }
+
+    /// Lets go of rows that new rules do not allow.
+    pub(super) fn enforce(&mut self, table: &mut impl Table, rules: &Rules<'_>) -> Vec<RowChange> {
+        let mut refused = Vec::new();
+        for row in table.rows().endpoints_all() {
+            if let Err(reason) = rules.judge_address(row.address) {
+                let key = RowKey::Endpoint(row.key());
+                self.refused.note(reason, &key, None);
+                refused.push(key);
+            }
+        }
+        self.drop_rows(table, refused)
+    }
+
+    /// Rows go for reasons of our own: they are not held, and no stream brings them back by saying nothing of them.
+    fn drop_rows(&mut self, table: &mut impl Table, keys: Vec<RowKey>) -> Vec<RowChange> {
         let settled = table.rows().position().is_some();
-        let gone = withheld.rows().iter().rev().cloned().map(RowKey::gone);
-        let mut changes: Vec<RowChange> = gone.collect();
+        let mut changes: Vec<RowChange> = keys.into_iter().map(RowKey::gone).collect();
         if let Some(base) = &mut self.base {
             for change in &changes {
                 base.rows.apply(change);
             }
         }
-        changes.retain(|change| table.apply(change));
+        changes.retain(|change| self.row(table, change));
         if settled && let Some(position) = self.base.as_ref().map(|base| base.position) {
             self.settle(table, position);
         }

@@ -1,9 +1,10 @@
 use std::fmt;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Epoch, Guard, Position};
+use super::{Epoch, Guard, Position, RefusalReport, RowKey};
 use crate::model::{ClusterId, ClusterName, RowChange};
 
 /// The version of the protocol that this code speaks.
@@ -56,6 +57,8 @@ pub struct ServerHello {
     pub heartbeat: Duration,
     /// By which its agents doubt lists, its own included.
     pub guard: Guard,
+    /// Where the server's own cluster has its endpoints; empty if it does not say.
+    pub cidrs: Vec<IpNet>,
     pub version: u32,
 }
 
@@ -65,6 +68,14 @@ pub struct Sequenced {
     /// From 1, without gaps.
     pub sequence: u64,
     pub message: FromServer,
+}
+
+/// A row that came over the wire with a field missing or wrong.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BadRow {
+    /// If that much could be read.
+    pub key: Option<RowKey>,
+    pub field: &'static str,
 }
 
 /// How a server begins to tell a cluster's rows.
@@ -78,10 +89,18 @@ pub enum Beginning {
     HistoryGone,
     /// With a list in the middle of a stream, because the consumer fell behind further than the history goes.
     Lagged,
+    /// With a list in the middle of a stream, because the consumer asked for it.
+    Asked,
 }
 
 impl Beginning {
-    pub const ALL: [Self; 4] = [Self::Resumed, Self::First, Self::HistoryGone, Self::Lagged];
+    pub const ALL: [Self; 5] = [
+        Self::Resumed,
+        Self::First,
+        Self::HistoryGone,
+        Self::Lagged,
+        Self::Asked,
+    ];
 
     /// One word, for metrics and reports.
     #[must_use]
@@ -91,6 +110,7 @@ impl Beginning {
             Self::First => "first",
             Self::HistoryGone => "history-gone",
             Self::Lagged => "lagged",
+            Self::Asked => "asked",
         }
     }
 }
@@ -105,6 +125,8 @@ pub enum FromServer {
     Rows {
         id: ClusterId,
         changes: Vec<RowChange>,
+        /// Rows of the message that are none.
+        bad: Vec<BadRow>,
         position: Option<Position>,
     },
     Complete {
@@ -152,7 +174,28 @@ pub struct PeerReport {
     pub tries: u32,
     pub endpoint: String,
     pub refused_rows: u64,
+    /// By reason.
+    pub refusals: Vec<RefusalReport>,
     pub quarantine: Option<QuarantineReport>,
+    pub ranges: Ranges,
+}
+
+/// Where a peer's endpoints may be.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Ranges {
+    /// Everywhere, if there are none.
+    pub allowed: Option<(RangesFrom, Vec<IpNet>)>,
+    /// What the peer says itself.
+    pub announced: Vec<IpNet>,
+}
+
+/// Who says where a peer's endpoints may be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RangesFrom {
+    /// The link's file.
+    Link,
+    /// The peer, when it was first connected.
+    Learnt,
 }
 
 /// A [`super::Quarantine`] at the moment of writing.

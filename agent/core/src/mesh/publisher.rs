@@ -2,12 +2,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::guard::Withheld;
+use super::terms::is_special;
 use super::{Epoch, Guard, Ledger, Position, Quarantine, RowKey, Rows, SavedHistory};
-use crate::model::{Affinity, Batch, EndpointKey, ObjectName, RowChange, ServiceRow, ServiceRules};
+use crate::model::{
+    Address, Affinity, Batch, EndpointKey, ObjectName, RowChange, ServiceRow, ServiceRules,
+};
 
 /// Turns a cluster's own rows into what it tells its peers: services that are global and shared, and their endpoints.
 #[derive(Debug)]
@@ -15,6 +19,10 @@ pub struct Publisher {
     epoch: Epoch,
     revision: u64,
     digest: u64,
+    /// Where this cluster has its endpoints; empty: anywhere.
+    cidrs: Vec<IpNet>,
+    /// Endpoints of services that are lent, and that are not where they may be.
+    outside: BTreeSet<EndpointKey>,
     own: Rows,
     /// What is told. After a restart it begins as it was, and stays until the source's first list is complete.
     told: Ledger,
@@ -25,19 +33,8 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Nothing to tell, and no state told until a first list is complete.
     #[must_use]
-    pub fn new(epoch: Epoch) -> Self {
-        Self::load(SavedPublisher {
-            epoch,
-            revision: 0,
-            told: Rows::default(),
-            history: SavedHistory::default(),
-        })
-    }
-
-    #[must_use]
-    pub fn load(saved: SavedPublisher) -> Self {
+    pub fn load(saved: SavedPublisher, cidrs: Vec<IpNet>) -> Self {
         let mut rows = saved.told;
         let digest = rows
             .all()
@@ -56,6 +53,8 @@ impl Publisher {
             epoch: saved.epoch,
             revision: saved.revision,
             digest,
+            cidrs,
+            outside: BTreeSet::new(),
             own: Rows::default(),
             told: Ledger::load(0, rows, saved.history),
             complete: false,
@@ -117,7 +116,7 @@ impl Publisher {
             let unfounded = told.keys().filter(|key| self.wanted(key).is_none());
             let unfounded: BTreeSet<RowKey> = unfounded.collect();
             if guard.doubts(held, unfounded.len()) {
-                self.withheld = Some(Withheld::new(unfounded, held, guard, now));
+                self.withheld = Some(Withheld::new(unfounded, self.told.rows(), held, guard, now));
             } else {
                 for key in unfounded.into_iter().rev() {
                     changed |= self.tell(key.gone());
@@ -133,7 +132,7 @@ impl Publisher {
         let Some(withheld) = self.withheld.take_if(|withheld| withheld.is_over(now)) else {
             return 0;
         };
-        let keys = withheld.rows().iter().rev();
+        let keys = withheld.keys().rev();
         let unfounded = keys.filter(|key| self.wanted(key).is_none());
         let gone: Vec<RowChange> = unfounded.cloned().map(RowKey::gone).collect();
         let gone = gone
@@ -181,8 +180,16 @@ impl Publisher {
 
     fn tell_row(&mut self, key: RowKey) -> bool {
         let wanted = self.wanted(&key);
+        if let RowKey::Endpoint(endpoint) = &key {
+            let lent = self.lent(&endpoint.service).is_some() && self.own.contains(&key);
+            if lent && wanted.is_none() {
+                self.outside.insert(endpoint.clone());
+            } else {
+                self.outside.remove(endpoint);
+            }
+        }
         if let Some(withheld) = &mut self.withheld {
-            if wanted.is_none() && withheld.rows().contains(&key) {
+            if wanted.is_none() && withheld.contains(&key) {
                 return false; // The source has not named it: its time is the quarantine's.
             }
             withheld.named(&key);
@@ -201,6 +208,19 @@ impl Publisher {
             .wrapping_sub(row_digest(&before))
             .wrapping_add(row_digest(&change));
         true
+    }
+
+    /// Endpoints that are not lent though their service is, because they are outside the cluster's own ranges or mean
+    /// something else elsewhere (loopback and the like).
+    #[must_use]
+    pub fn outside(&self) -> &BTreeSet<EndpointKey> {
+        &self.outside
+    }
+
+    fn is_lendable(&self, address: Address) -> bool {
+        let ip = address.ip();
+        let inside = self.cidrs.is_empty() || self.cidrs.iter().any(|cidr| cidr.contains(&ip));
+        inside && !is_special(address)
     }
 
     fn lent(&self, name: &ObjectName) -> Option<&Arc<ServiceRow>> {
@@ -224,6 +244,9 @@ impl Publisher {
             }),
             RowKey::Endpoint(endpoint) => {
                 self.lent(&endpoint.service)?;
+                if !self.is_lendable(endpoint.address) {
+                    return None;
+                }
                 match self.own.as_change(key) {
                     RowChange::EndpointGone(_) => None,
                     row => Some(row),
@@ -257,184 +280,18 @@ pub struct SavedPublisher {
     pub history: SavedHistory,
 }
 
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
-    use super::*;
-    use crate::mesh::simulation::{batch, endpoint, private_service, service};
-
-    fn apply(publisher: &mut Publisher, batch: Batch) -> bool {
-        publisher.apply(&batch, Guard::default(), Instant::now())
-    }
-
-    fn position(publisher: &Publisher) -> Option<String> {
-        publisher
-            .ledger()
-            .rows()
-            .position()
-            .map(|position| position.to_string())
-    }
-
-    #[test]
-    fn only_shared_services_and_their_endpoints_are_told() {
-        let mut publisher = Publisher::new(Epoch(0x19c0));
-        assert!(
-            !apply(&mut publisher, batch(vec![endpoint("a", 1, true)], false)),
-            "its service is not known yet"
-        );
-        assert!(apply(&mut publisher, batch(vec![service("a", 80)], false)));
-        assert_eq!(
-            position(&publisher),
-            None,
-            "nothing is settled before the first list is complete"
-        );
-        assert!(apply(
-            &mut publisher,
-            batch(vec![private_service("b"), endpoint("b", 2, true)], true)
-        ));
-        assert_eq!(position(&publisher).unwrap(), "19c0/1");
-        assert_eq!(
-            (
-                publisher.told.rows().services(),
-                publisher.told.rows().endpoints()
-            ),
-            (1, 1)
-        );
-        assert!(!apply(&mut publisher, batch(vec![service("a", 80)], false)));
-        // No longer shared: its endpoints go with it.
-        assert!(apply(
-            &mut publisher,
-            batch(vec![private_service("a")], false)
-        ));
-        assert_eq!(
-            (
-                publisher.told.rows().services(),
-                publisher.told.rows().endpoints()
-            ),
-            (0, 0)
-        );
-        assert_eq!(publisher.digest, 0);
-    }
-
-    #[test]
-    fn a_restart_tells_the_same_until_the_source_has_spoken_and_the_same_position_if_it_says_the_same()
-     {
-        let rows = vec![
-            service("a", 80),
-            endpoint("a", 1, true),
-            endpoint("a", 2, false),
-        ];
-        let mut publisher = Publisher::new(Epoch(7));
-        apply(&mut publisher, batch(rows.clone(), true));
-        let before = publisher.ledger().rows().position();
-        let saved = publisher.save();
-        let mut publisher = Publisher::load(saved.clone());
-        assert_eq!(publisher.ledger().rows().position(), before);
-        assert!(!apply(&mut publisher, batch(rows[..2].to_vec(), false)));
-        assert_eq!(publisher.told.rows().endpoints(), 2);
-        assert!(!apply(&mut publisher, batch(rows[2..].to_vec(), true)));
-        assert_eq!(publisher.ledger().rows().position(), before);
-        // An endpoint before its service, in a batch of its own.
-        let mut publisher = Publisher::load(saved.clone());
-        assert!(!apply(&mut publisher, batch(rows[1..].to_vec(), false)));
-        assert!(!apply(&mut publisher, batch(rows[..1].to_vec(), true)));
-        assert_eq!(publisher.ledger().rows().position(), before);
-        // Told less: the next revision, and only at the end of the list.
-        let mut publisher = Publisher::load(saved);
-        apply(&mut publisher, batch(rows[..2].to_vec(), false));
-        assert_eq!(publisher.told.rows().endpoints(), 2);
-        assert!(apply(&mut publisher, batch(vec![], true)));
-        assert_eq!(publisher.told.rows().endpoints(), 1);
-        assert_eq!(position(&publisher).unwrap(), "0007/2");
-    }
-
-    #[test]
-    fn revisions_counted_twice_after_a_crash_differ_by_their_digest() {
-        let mut publisher = Publisher::new(Epoch(7));
-        apply(&mut publisher, batch(vec![service("a", 80)], true));
-        let saved = publisher.save();
-        apply(&mut publisher, batch(vec![service("b", 80)], false));
-        let lost = publisher.ledger().rows().position().unwrap();
-        let mut publisher = Publisher::load(saved);
-        apply(
-            &mut publisher,
-            batch(vec![service("a", 80), service("c", 80)], true),
-        );
-        let again = publisher.ledger().rows().position().unwrap();
-        assert_eq!(lost.to_string(), again.to_string());
-        assert_ne!(lost, again);
-    }
-
-    #[test]
-    fn a_source_that_lost_its_objects_empties_nothing_at_once() {
-        let guard = Guard::default();
-        let start = Instant::now();
-        let mut rows = vec![service("a", 80)];
-        rows.extend((0..40).map(|n| endpoint("a", n, true)));
-        let mut publisher = Publisher::new(Epoch(7));
-        assert!(apply(&mut publisher, batch(rows.clone(), true)));
-        let saved = publisher.save();
-        let restarted = || Publisher::load(saved.clone());
-
-        // Told in the middle of a life, it is believed.
-        assert!(apply(
-            &mut publisher,
-            batch(
-                rows.iter().map(|row| RowKey::of(row).gone()).collect(),
-                false
-            )
-        ));
-        assert_eq!(
-            (publisher.told.rows().len(), publisher.quarantine()),
-            (0, None)
-        );
-
-        // As the first list of another life, it is not.
-        let mut publisher = restarted();
-        assert!(!publisher.apply(&batch(vec![], true), guard, start));
-        assert_eq!(publisher.told.rows().len(), 41);
-        assert_eq!(
-            position(&publisher).unwrap(),
-            "0007/1",
-            "peers hear nothing new"
-        );
-        let quarantine = publisher.quarantine().unwrap();
-        assert_eq!((quarantine.rows, quarantine.held), (41, 41));
-        assert_eq!(quarantine.until, start + guard.grace);
-        // What comes back is taken up, and a service's return does not give up its endpoints.
-        assert!(!publisher.apply(&batch(rows[..2].to_vec(), false), guard, start));
-        assert_eq!(publisher.quarantine().unwrap().rows, 39);
-        assert_eq!(publisher.release(quarantine.until - guard.grace / 2), 0);
-        assert_eq!(publisher.release(quarantine.until), 39);
-        assert_eq!(publisher.told.rows().all(), {
-            let mut told = rows[..2].to_vec();
-            told.iter_mut().for_each(without_addresses);
-            told
-        });
-        assert_eq!(position(&publisher).unwrap(), "0007/2");
-
-        // All of it back in time: nothing ever changed.
-        let mut publisher = restarted();
-        publisher.apply(&batch(vec![], true), guard, start);
-        assert!(!publisher.apply(&batch(rows.clone(), false), guard, start));
-        assert_eq!(publisher.quarantine(), None);
-        assert_eq!(position(&publisher).unwrap(), "0007/1");
-
-        // A few rows less are an ordinary change.
-        let mut publisher = restarted();
-        assert!(publisher.apply(&batch(rows[..30].to_vec(), true), guard, start));
-        assert_eq!(
-            (publisher.told.rows().len(), publisher.quarantine()),
-            (30, None)
-        );
-    }
-
-    /// As peers are told of it.
-    fn without_addresses(row: &mut RowChange) {
-        if let RowChange::Service(row) = row {
-            let row = Arc::make_mut(row);
-            row.addresses = Vec::new();
-            row.affinity = Affinity::None;
+impl SavedPublisher {
+    /// Nothing told yet. `epoch` is random.
+    #[must_use]
+    pub fn empty(epoch: Epoch) -> Self {
+        Self {
+            epoch,
+            revision: 0,
+            told: Rows::default(),
+            history: SavedHistory::default(),
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -194,6 +194,10 @@ impl Rows {
             .map(|(_, row)| row)
     }
 
+    pub fn endpoints_all(&self) -> impl Iterator<Item = &Arc<EndpointRow>> {
+        self.endpoints.values()
+    }
+
     /// The row as a change that brings it, or takes it away if there is none.
     #[must_use]
     pub fn as_change(&self, key: &RowKey) -> RowChange {

@@ -5,67 +5,24 @@
     reason = "a test's panic is its report"
 )]
 
-mod scenarios;
+mod links;
+mod quarantine;
+mod resume;
+mod rows;
 mod schedules;
+mod silence;
+mod terms;
+mod wire;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::*;
-use crate::model::{
-    Affinity, Batch, ClusterId, ClusterName, Condition, EndpointPort, EndpointRow, ObjectName,
-    PortRow, Protocol, RowChange, ServiceRow, ServiceRules,
-};
+use crate::model::{ClusterId, ClusterName, ObjectName, RowChange};
 
-pub(super) fn service(name: &str, port: u16) -> RowChange {
-    RowChange::Service(Arc::new(service_row(name, port, true)))
-}
+use wire::{QUEUE, Traffic, Wire};
 
-pub(super) fn private_service(name: &str) -> RowChange {
-    RowChange::Service(Arc::new(service_row(name, 80, false)))
-}
-
-fn service_row(name: &str, port: u16, shared: bool) -> ServiceRow {
-    ServiceRow {
-        name: ObjectName::new("n", name),
-        addresses: vec!["10.96.0.1".parse().unwrap()],
-        ports: vec![PortRow {
-            name: "".into(),
-            protocol: Protocol::Tcp,
-            port,
-        }],
-        global: shared,
-        shared,
-        affinity: Affinity::Local,
-        rules: ServiceRules::default(),
-    }
-}
-
-pub(super) fn endpoint(service: &str, number: u32, ready: bool) -> RowChange {
-    RowChange::Endpoint(Arc::new(EndpointRow {
-        service: ObjectName::new("n", service),
-        address: Ipv4Addr::from_bits(0x0a00_0000 + number).into(),
-        ports: vec![EndpointPort {
-            name: "".into(),
-            protocol: Protocol::Tcp,
-            port: 8080,
-        }],
-        condition: if ready {
-            Condition::Ready
-        } else {
-            Condition::NotReady
-        },
-        reason: if ready { "" } else { "Pod condition" }.into(),
-        node: "".into(),
-        zone: "".into(),
-    }))
-}
-
-pub(super) fn batch(changes: Vec<RowChange>, complete: bool) -> Batch {
-    Batch { changes, complete }
-}
+pub(super) use rows::{batch, endpoint, endpoint_at, private_service, service};
 
 fn cluster(name: &str, id: u16) -> Cluster {
     Cluster {
@@ -78,70 +35,6 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_millis(100);
 const STALE: Duration = Duration::from_secs(3);
 const TTL: Duration = Duration::from_secs(300);
-
-/// One stream: what the server wrote and the consumer has not read.
-struct Wire {
-    watcher: Watcher,
-    hello: ConsumerHello,
-    queue: VecDeque<Sequenced>,
-    /// Half-open: both sides write, nothing arrives.
-    void: bool,
-    /// The consumer reads one message a step.
-    slow: bool,
-    heard: Instant,
-}
-
-/// Messages that wait in a stream; beyond them the server waits.
-const QUEUE: usize = 4;
-
-impl Wire {
-    fn new(watcher: Watcher, hello: ConsumerHello, now: Instant) -> Self {
-        Self {
-            watcher,
-            hello,
-            queue: VecDeque::new(),
-            void: false,
-            slow: false,
-            heard: now,
-        }
-    }
-
-    fn fill(&mut self, view: &View, now: Instant) {
-        while self.queue.len() < QUEUE
-            && let Some(said) = self.watcher.poll(view, now)
-        {
-            self.queue.push_back(said);
-        }
-        if self.void {
-            self.queue.clear();
-        } else {
-            self.watcher.heard(now);
-        }
-    }
-
-    /// What the consumer reads in one step.
-    fn read(&mut self) -> Vec<Sequenced> {
-        let n = if self.slow { 1 } else { self.queue.len() };
-        self.queue.drain(..n.min(self.queue.len())).collect()
-    }
-}
-
-/// What came over a wire.
-#[derive(Default)]
-struct Traffic {
-    rows: usize,
-    beginnings: Vec<Beginning>,
-}
-
-impl Traffic {
-    fn note(&mut self, said: &Sequenced) {
-        match &said.message {
-            FromServer::Rows { changes, .. } => self.rows += changes.len(),
-            FromServer::Start { beginning, .. } => self.beginnings.push(*beginning),
-            _ => {}
-        }
-    }
-}
 
 /// What a store would hold.
 #[derive(Default)]
@@ -189,7 +82,10 @@ impl Store {
 struct World {
     start: Instant,
     now: Instant,
+    /// Of the link from east to west.
+    terms: Terms,
     west: Hub,
+    west_settings: HubSettings,
     west_rows: Rows,
     west_saved: SavedHub,
     west_alive: bool,
@@ -228,14 +124,14 @@ const GUARD: Guard = Guard {
     grace: Duration::from_secs(5),
 };
 
-fn hub(own: Cluster, seed: u64, saved: SavedHub, now: Instant, wall: SystemTime) -> Hub {
-    let settings = HubSettings {
+fn hub_settings(own: Cluster) -> HubSettings {
+    HubSettings {
         own,
         heartbeat: HEARTBEAT,
         guard: GUARD,
-        seed,
-    };
-    Hub::new(settings, saved, now, wall)
+        cidrs: Vec::new(),
+        seed: 0,
+    }
 }
 
 impl World {
@@ -248,11 +144,13 @@ impl World {
         let mut world = Self {
             start: now,
             now,
-            west: hub(west(), 0, west_saved.clone(), now, wall),
+            terms: Terms::default(),
+            west: Hub::new(hub_settings(west()), west_saved.clone(), now, wall),
+            west_settings: hub_settings(west()),
             west_rows: Rows::default(),
             west_saved,
             west_alive: true,
-            east: hub(east(), 0, east_saved.clone(), now, wall),
+            east: Hub::new(hub_settings(east()), east_saved.clone(), now, wall),
             east_saved,
             east_alive: true,
             feed,
@@ -284,7 +182,7 @@ impl World {
     }
 
     fn link_east(&mut self) {
-        let links: BTreeMap<ClusterName, Option<ClusterId>> = [(west().name, None)].into();
+        let links: BTreeMap<ClusterName, Terms> = [(west().name, self.terms.clone())].into();
         self.east.set_links(&links, true, self.now);
     }
 
@@ -339,9 +237,13 @@ impl World {
             wire.heard = now;
             self.last_word = now;
             self.link_traffic.note(&said);
-            if let Err(error) = self.east.receive(&west().name, said, now) {
-                fault = Some(error);
-                break;
+            match self.east.receive(&west().name, said, now) {
+                Ok(Some(id)) => wire.watcher.relist(id),
+                Ok(None) => {}
+                Err(error) => {
+                    fault = Some(error);
+                    break;
+                }
             }
         }
         if fault.is_some() || now - wire.heard >= 3 * HEARTBEAT || wire.watcher.is_deserted(now) {
@@ -421,7 +323,16 @@ impl World {
         }
     }
 
+    /// What east's link to west allows from now on.
+    fn allow(&mut self, terms: Terms) {
+        self.terms = terms;
+        if self.east_alive {
+            self.link_east();
+        }
+    }
+
     fn heal(&mut self) {
+        self.allow(Terms::default());
         (self.link_up, self.agent_up) = (true, true);
         if !self.west_alive {
             self.restart_west();
@@ -441,13 +352,11 @@ impl World {
     fn restart_west(&mut self) {
         self.cut_link();
         self.west_alive = true;
-        self.west = hub(
-            west(),
-            self.seed(),
-            self.west_saved.clone(),
-            self.now,
-            self.wall(),
-        );
+        let settings = HubSettings {
+            seed: self.seed(),
+            ..self.west_settings.clone()
+        };
+        self.west = Hub::new(settings, self.west_saved.clone(), self.now, self.wall());
     }
 
     /// West's source says everything anew: endpoints first, to be nasty.
@@ -473,13 +382,11 @@ impl World {
     fn restart_east(&mut self) {
         self.kill_east();
         self.east_alive = true;
-        self.east = hub(
-            east(),
-            self.seed(),
-            self.east_saved.clone(),
-            self.now,
-            self.wall(),
-        );
+        let settings = HubSettings {
+            seed: self.seed(),
+            ..hub_settings(east())
+        };
+        self.east = Hub::new(settings, self.east_saved.clone(), self.now, self.wall());
         self.link_east();
     }
 

@@ -1,13 +1,14 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use imbl::OrdMap;
+use ipnet::IpNet;
 
 use super::{
     Age, Beginning, Changes, Cluster, ConsumerHello, Epoch, Fault, FromServer, Guard, HearsUs,
-    Held, Ledger, LinkState, PeerReport, PeerSilence, Position, Quarantine, QuarantineReport, Role,
-    RowKey, Sequenced, ServerHello, VERSION,
+    Held, Ledger, LinkState, PeerReport, PeerSilence, Position, Quarantine, QuarantineReport,
+    Ranges, RefusalReport, Role, RowKey, Sequenced, ServerHello, VERSION,
 };
 use crate::model::{ClusterId, ClusterName};
 
@@ -23,6 +24,7 @@ pub struct View {
     pub epoch: Epoch,
     pub heartbeat: Duration,
     pub guard: Guard,
+    pub cidrs: Vec<IpNet>,
     /// Linked clusters whose id is known.
     pub clusters: OrdMap<ClusterId, ClusterView>,
     /// Every link that is known; replaced whenever anything but a silence changes.
@@ -58,7 +60,12 @@ pub struct PeerView {
     pub tries: u32,
     pub endpoint: String,
     pub refused_rows: u64,
+    pub refusals: Vec<RefusalReport>,
     pub quarantine: Option<Quarantine>,
+    pub ranges: Ranges,
+    /// What the link allows of it.
+    pub rows_max: u64,
+    pub bytes_max: u64,
 }
 
 impl PeerView {
@@ -77,6 +84,8 @@ impl PeerView {
             tries: self.tries,
             endpoint: self.endpoint.clone(),
             refused_rows: self.refused_rows,
+            refusals: self.refusals.clone(),
+            ranges: self.ranges.clone(),
             quarantine: self.quarantine.map(|quarantine| QuarantineReport {
                 rows: quarantine.rows as u64,
                 held: quarantine.held as u64,
@@ -123,6 +132,8 @@ pub struct Watcher {
     /// What was told of links, and whether those were all.
     peers: Option<(Arc<Vec<PeerView>>, bool)>,
     told: BTreeMap<ClusterId, Told>,
+    /// Whose rows the consumer wants told again.
+    asked: BTreeSet<ClusterId>,
     /// Whose rows were told last: the others come first.
     turn: Option<ClusterId>,
     next_heartbeat: Instant,
@@ -150,6 +161,7 @@ impl Watcher {
             greeted: false,
             peers: None,
             told: BTreeMap::new(),
+            asked: BTreeSet::new(),
             turn: None,
             // At once: an agent judges a peer by its silence before it hears its rows.
             next_heartbeat: now,
@@ -161,6 +173,13 @@ impl Watcher {
     /// The consumer sent a heartbeat.
     pub fn heard(&mut self, now: Instant) {
         self.heard = now;
+    }
+
+    /// The consumer wants all rows of a cluster told again. Of one that it is not told of, it gets none.
+    pub fn relist(&mut self, id: ClusterId) {
+        if self.told.contains_key(&id) {
+            self.asked.insert(id);
+        }
     }
 
     /// When the consumer has said nothing for three heartbeats, if it goes on so.
@@ -211,6 +230,7 @@ impl Watcher {
                 epoch: view.epoch,
                 heartbeat: view.heartbeat,
                 guard: view.guard,
+                cidrs: view.cidrs.clone(),
                 version: VERSION,
             }));
         }
@@ -272,12 +292,14 @@ impl Watcher {
             Some(told) if told.name != view.cluster.name || told.instance != ledger.instance() => {
                 return Some(self.begin(view, Beginning::First));
             }
+            Some(_) if self.asked.remove(&id) => return Some(self.begin(view, Beginning::Asked)),
             Some(told) => told,
         };
         let rows = |changes, position| {
             Some(FromServer::Rows {
                 id,
                 changes,
+                bad: Vec::new(),
                 position,
             })
         };

@@ -39,6 +39,8 @@ struct Spec<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<ClusterId>,
     endpoints: &'a [String],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    cidrs: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tls: Option<TlsFiles>,
 }
@@ -163,6 +165,7 @@ fn link_text(connect: &Connect) -> Result<String> {
         spec: Spec {
             id: connect.id,
             endpoints: &connect.endpoints,
+            cidrs: connect.cidrs.iter().map(ToString::to_string).collect(),
             tls: TlsFiles::of(&connect.tls)?,
         },
     };

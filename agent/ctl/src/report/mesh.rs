@@ -83,10 +83,39 @@ pub struct Peer {
     pub endpoint: Option<String>,
     pub last_error: Option<LinkError>,
     pub dropped_in_seconds: Option<Seconds>,
-    /// Rows that it had no right to say.
+    /// Rows refused since our mesh server started; a row that is said again is refused again.
     pub refused_rows: u64,
+    /// The same by reason.
+    pub refusals: Vec<Refusal>,
+    /// Where its endpoints may be.
+    pub cidrs: Cidrs,
     /// Rows that stay though its newest list left them out; null if there are none.
     pub quarantine: Option<Quarantine>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Refusal {
+    /// `foreign-cluster`, `malformed`, `special-address`, `own-address`, `outside-address`, `too-many-rows` or
+    /// `too-many-bytes`.
+    pub reason: String,
+    /// Of the rows that the peer says now.
+    pub rows: u64,
+    /// Since our mesh server started.
+    pub total: u64,
+    /// The row that came last.
+    pub example: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Cidrs {
+    /// Null: everywhere.
+    pub allowed: Option<Vec<String>>,
+    /// `link`, the link's file; `learnt`, the peer itself when it was first connected; null: nobody.
+    pub from: Option<String>,
+    /// What the peer says now.
+    pub announced: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
@@ -259,12 +288,29 @@ impl From<proto::Peer> for Peer {
             last_error: peer.last_error.map(LinkError::from),
             dropped_in_seconds: Seconds::known(peer.dropped_in_seconds),
             refused_rows: peer.refused_rows,
+            refusals: peer.refusals.into_iter().map(Refusal::from).collect(),
+            cidrs: Cidrs {
+                allowed: (!peer.cidrs_from.is_empty()).then_some(peer.allowed_cidrs),
+                from: (!peer.cidrs_from.is_empty()).then_some(peer.cidrs_from),
+                announced: peer.announced_cidrs,
+            },
             quarantine: peer.quarantine.map(|quarantine| Quarantine {
                 rows: quarantine.rows,
                 held: quarantine.held,
                 age_seconds: Seconds::new(quarantine.age_seconds),
                 left_seconds: Seconds::new(quarantine.left_seconds),
             }),
+        }
+    }
+}
+
+impl From<proto::Refusal> for Refusal {
+    fn from(refusal: proto::Refusal) -> Self {
+        Self {
+            reason: refusal.reason,
+            rows: refusal.rows,
+            total: refusal.total,
+            example: refusal.example,
         }
     }
 }

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 /// `3s`, `250ms`, `1h30m`: numbers with units, never without.
 ///
 /// # Errors
@@ -58,6 +60,23 @@ pub fn percent(text: &str) -> Result<u8, String> {
         .and_then(|digits| digits.parse().ok());
     let percent = number.filter(|percent| *percent <= 100);
     percent.ok_or_else(|| format!("{text:?} is no share: write a whole number from 0% to 100%"))
+}
+
+/// `10.96.0.0/12`, `fd00::/64`: a range of addresses, nothing set behind its prefix.
+///
+/// # Errors
+/// Words for the user.
+pub fn cidr(text: &str) -> Result<IpNet, String> {
+    let cidr: IpNet = text.parse().map_err(|_| {
+        format!("{text:?} is no range of addresses: write 10.96.0.0/12 or fd00:10:96::/108")
+    })?;
+    if cidr == cidr.trunc() {
+        return Ok(cidr);
+    }
+    let meant = cidr.trunc();
+    Err(format!(
+        "{cidr} has bits set behind its prefix; did you mean {meant}?"
+    ))
 }
 
 /// `127.0.0.1:9970`, `[::]:4260`.
@@ -195,6 +214,18 @@ mod tests {
         assert_eq!((percent("0%"), percent("100%")), (Ok(0), Ok(100)));
         for bad in ["", "%", "50", "101%", "-1%", "0.5%", "50 %", "1000%"] {
             assert!(percent(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ranges_end_with_their_prefix() {
+        assert!(cidr("10.12.0.0/16").is_ok() && cidr("fd00:12::/48").is_ok());
+        for (bad, word) in [
+            ("10.12.0.0", "is no range"),
+            ("10.12.0.0/33", "is no range"),
+            ("10.12.0.1/16", "did you mean 10.12.0.0/16?"),
+        ] {
+            assert!(cidr(bad).unwrap_err().contains(word), "{bad}");
         }
     }
 

@@ -1,6 +1,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use isthmus_core::mesh::{BadRow, RowKey};
 use isthmus_core::model::{
     Address, Affinity, Condition, EndpointKey, EndpointPort, EndpointRow, ObjectName, PORTS_MAX,
     PortRow, Protocol, RowChange, ServiceRow, ServiceRules,
@@ -128,17 +129,41 @@ fn say_endpoint_port(row: &EndpointPort) -> proto::EndpointPort {
     }
 }
 
-pub(super) fn change(said: proto::RowChange) -> Result<RowChange> {
+/// A row, or what is wrong with it.
+pub(super) fn change(said: proto::RowChange) -> std::result::Result<RowChange, BadRow> {
     use proto::row_change::Change;
-    Ok(match said.change.ok_or(Malformed("change"))? {
-        Change::Service(said) => RowChange::Service(Arc::new(service(said)?)),
-        Change::ServiceGone(said) => RowChange::ServiceGone(name(Some(said))?),
-        Change::Endpoint(said) => RowChange::Endpoint(Arc::new(endpoint(said)?)),
-        Change::EndpointGone(said) => RowChange::EndpointGone(key(Some(said))?),
-    })
+    let nameless = |Malformed(field)| BadRow { key: None, field };
+    let change = said.change.ok_or(Malformed("change")).map_err(nameless)?;
+    match change {
+        Change::Service(mut said) => {
+            let name = name(said.name.take()).map_err(nameless)?;
+            let key = RowKey::Service(name.clone());
+            let row = service(name, said).map_err(|wrong| named(key, wrong))?;
+            Ok(RowChange::Service(Arc::new(row)))
+        }
+        Change::ServiceGone(said) => {
+            let name = name(Some(said)).map_err(nameless)?;
+            Ok(RowChange::ServiceGone(name))
+        }
+        Change::Endpoint(mut said) => {
+            let key = key(said.key.take()).map_err(nameless)?;
+            let row = endpoint(key.clone(), said);
+            let row = row.map_err(|wrong| named(RowKey::Endpoint(key), wrong))?;
+            Ok(RowChange::Endpoint(Arc::new(row)))
+        }
+        Change::EndpointGone(said) => {
+            let key = key(Some(said)).map_err(nameless)?;
+            Ok(RowChange::EndpointGone(key))
+        }
+    }
 }
 
-fn service(said: proto::Service) -> Result<ServiceRow> {
+fn named(key: RowKey, Malformed(field): Malformed) -> BadRow {
+    let key = Some(key);
+    BadRow { key, field }
+}
+
+fn service(name: ObjectName, said: proto::Service) -> Result<ServiceRow> {
     if said.ports.len() > PORTS_MAX {
         return Err(Malformed("ports"));
     }
@@ -151,7 +176,7 @@ fn service(said: proto::Service) -> Result<ServiceRow> {
         })
     });
     Ok(ServiceRow {
-        name: name(said.name)?,
+        name,
         addresses: Vec::new(),
         ports: ports.collect::<Result<_>>()?,
         global: said.global,
@@ -161,7 +186,7 @@ fn service(said: proto::Service) -> Result<ServiceRow> {
     })
 }
 
-fn endpoint(said: proto::Endpoint) -> Result<EndpointRow> {
+fn endpoint(key: EndpointKey, said: proto::Endpoint) -> Result<EndpointRow> {
     if said.ports.len() > PORTS_MAX {
         return Err(Malformed("ports"));
     }
@@ -176,7 +201,6 @@ fn endpoint(said: proto::Endpoint) -> Result<EndpointRow> {
     let mut ports: Vec<EndpointPort> = ports.collect::<Result<_>>()?;
     ports.sort();
     ports.dedup();
-    let key = key(said.key)?;
     Ok(EndpointRow {
         service: key.service,
         address: key.address,

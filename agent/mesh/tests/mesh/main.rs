@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 mod blind;
+mod liar;
 mod resume;
 mod rules;
 mod world;
@@ -420,33 +421,6 @@ async fn nothing_waits_for_the_dead() {
         "stopping took {:?}",
         began.elapsed()
     );
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_third_clusters_rows_are_refused_and_the_rest_goes_on() {
-    let world = World::new();
-    let east = world.mesh("east", 1).await;
-    east.publish(vec![]).await;
-    let liar = world.liar(cluster("west", 2), cluster("north", 3)).await;
-    east.link("west", liar, None);
-    let mut agent = world.agent(&east, "east", 1).await;
-    agent
-        .until("rows of west", |agent| {
-            agent.held("west") == Some((1, 0)) && agent.complete("west")
-        })
-        .await;
-    agent
-        .until("the refusal", |agent| agent.peer("west").refused_rows == 1)
-        .await;
-    let peer = agent.peer("west");
-    assert_eq!(peer.state, PeerState::Connected);
-    assert!(
-        peer.last_error
-            .unwrap()
-            .0
-            .starts_with("\"west\" spoke for cluster id 3: 1 rows refused")
-    );
-    assert_eq!(agent.held("north"), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

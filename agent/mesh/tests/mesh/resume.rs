@@ -63,7 +63,7 @@ async fn a_reconnect_costs_the_difference() {
             agent.held("west") == Some((2, 2000))
         })
         .await;
-    assert_eq!(begun(&west.served, Role::MeshServer), [1, 1, 0, 0]);
+    assert_eq!(begun(&west.served, Role::MeshServer), [1, 1, 0, 0, 0]);
     assert_eq!(west.served.rows(Role::MeshServer), 2001 + 3);
     assert_eq!(east.served.rows(Role::Agent), 2001 + 3);
 
@@ -87,16 +87,16 @@ async fn a_reconnect_costs_the_difference() {
             agent.held("west") == Some((3, 2000))
         })
         .await;
-    assert_eq!(begun(&east.served, Role::Agent), [1, 0, 0, 0]);
+    assert_eq!(begun(&east.served, Role::Agent), [1, 0, 0, 0, 0]);
     assert_eq!(east.served.rows(Role::Agent), 1);
-    assert_eq!(begun(&west.served, Role::MeshServer), [2, 1, 0, 0]);
+    assert_eq!(begun(&west.served, Role::MeshServer), [2, 1, 0, 0, 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_replica_is_resumed() {
     let world = World::new();
     let (west, east) = (world.mesh("west", 2).await, world.mesh("east", 1).await);
-    let other = world.mesh_at("west", 2, "west-other").await;
+    let other = world.mesh_at("west", 2, "west-other", &[]).await;
     for west in [&west, &other] {
         west.publish(rows(500)).await;
     }
@@ -115,7 +115,7 @@ async fn another_replica_is_resumed() {
             agent.peer("west").position == position
         })
         .await;
-    assert_eq!(begun(&other.served, Role::MeshServer), [1, 0, 0, 0]);
+    assert_eq!(begun(&other.served, Role::MeshServer), [1, 0, 0, 0, 0]);
     assert_eq!(
         other.served.rows(Role::MeshServer),
         0,

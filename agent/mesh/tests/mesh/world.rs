@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use isthmus_core::mesh::{
     Cluster, FeedEvent, Guard, LinkState, PeerStatus, PeerView, Position, Rows,
 };
@@ -24,20 +22,12 @@ use isthmus_mesh::hub::{self, HubConfig, HubHandle};
 use isthmus_mesh::links::{self, Links};
 use isthmus_mesh::server::{self, Listen, Served};
 use isthmus_mesh::tls::Tls;
-use isthmus_proto::mesh::v1 as proto;
-use isthmus_proto::mesh::v1::mesh_server::MeshServer;
-use isthmus_proto::mesh::v1::watch_response::Message;
 use tempfile::TempDir;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio_rustls::server::TlsStream;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::server::Connected;
-use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
 pub(crate) const GUARD: Guard = Guard {
@@ -111,11 +101,12 @@ impl World {
     }
 
     pub(crate) async fn mesh(&self, name: &str, id: u16) -> Mesh {
-        self.mesh_at(name, id, name).await
+        self.mesh_at(name, id, name, &[]).await
     }
 
-    /// A mesh server with files of its own, in `home`.
-    pub(crate) async fn mesh_at(&self, name: &str, id: u16, home: &str) -> Mesh {
+    /// A mesh server with files of its own, in `home`, that announces `cidrs`.
+    pub(crate) async fn mesh_at(&self, name: &str, id: u16, home: &str, cidrs: &[&str]) -> Mesh {
+        let cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
         let home = self.directory.path().join(home);
         let certs = home.join("certs");
         certs::issue(&name.parse().unwrap(), &certs, Some(&self.ca)).unwrap();
@@ -123,6 +114,7 @@ impl World {
             cluster(name, id),
             home,
             certs,
+            cidrs,
             SocketAddr::from(([127, 0, 0, 1], 0)),
         )
         .await
@@ -147,32 +139,9 @@ impl World {
     pub(crate) async fn agent(&self, mesh: &Mesh, name: &str, id: u16) -> Agent {
         Agent::new(self.agent_config(mesh, name, id))
     }
-
-    /// A mesh server of `own` that speaks for `other` too.
-    pub(crate) async fn liar(&self, own: Cluster, other: Cluster) -> SocketAddr {
-        let certs = self.directory.path().join("liar");
-        certs::issue(&own.name, &certs, Some(&self.ca)).unwrap();
-        let tls = Tls::new(paths(&certs, "mesh"));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (sender, incoming) = mpsc::channel::<io::Result<Anybody>>(4);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let acceptor = tokio_rustls::TlsAcceptor::from(tls.configs().unwrap().server);
-                let stream = acceptor.accept(stream).await.map(Anybody);
-                if sender.send(stream).await.is_err() {
-                    return;
-                }
-            }
-        });
-        let service = MeshServer::new(Liar { own, other });
-        let served = tonic::transport::Server::builder().add_service(service);
-        tokio::spawn(served.serve_with_incoming(ReceiverStream::new(incoming)));
-        address
-    }
 }
 
-fn paths(certs: &Path, who: &str) -> TlsPaths {
+pub(crate) fn paths(certs: &Path, who: &str) -> TlsPaths {
     let file = |end: &str| certs.join(format!("{who}.{end}"));
     TlsPaths {
         ca: certs.join("ca.crt"),
@@ -186,6 +155,7 @@ pub(crate) struct Mesh {
     own: Cluster,
     pub(crate) home: PathBuf,
     pub(crate) certs: PathBuf,
+    cidrs: Vec<IpNet>,
     pub(crate) links: PathBuf,
     pub(crate) socket: PathBuf,
     pub(crate) address: SocketAddr,
@@ -199,7 +169,13 @@ pub(crate) struct Mesh {
 }
 
 impl Mesh {
-    async fn start(own: Cluster, home: PathBuf, certs: PathBuf, address: SocketAddr) -> Self {
+    async fn start(
+        own: Cluster,
+        home: PathBuf,
+        certs: PathBuf,
+        cidrs: Vec<IpNet>,
+        address: SocketAddr,
+    ) -> Self {
         let (links, socket) = (home.join("links"), home.join("mesh.sock"));
         fs::create_dir_all(&links).unwrap();
         let (stop, hub_stop, tasks) = (
@@ -219,6 +195,7 @@ impl Mesh {
             node: "test".to_owned(),
             heartbeat: HEARTBEAT,
             guard: GUARD,
+            cidrs: cidrs.clone(),
             state_dir: home.join("state"),
         };
         let (hub, hub_task) = hub::spawn(config, hub_stop.clone()).unwrap();
@@ -231,6 +208,7 @@ impl Mesh {
             own,
             home,
             certs,
+            cidrs,
             links,
             socket,
             address,
@@ -256,6 +234,11 @@ impl Mesh {
     pub(crate) fn link(&self, name: &str, address: SocketAddr, id: Option<u16>) {
         let id = id.map(|id| format!("id: {id}\n  ")).unwrap_or_default();
         self.write_link(name, format!("{id}endpoints: [\"{address}\"]"));
+    }
+
+    /// With more in its spec.
+    pub(crate) fn link_terms(&self, name: &str, address: SocketAddr, terms: &str) {
+        self.write_link(name, format!("endpoints: [\"{address}\"]\n  {terms}"));
     }
 
     /// With several endpoints, tried in turn.
@@ -363,15 +346,16 @@ impl Mesh {
 
     /// With something that happens while it is down.
     pub(crate) async fn restart_after(self, meanwhile: impl FnOnce()) -> Self {
-        let (own, home, certs, address) = (
+        let (own, home, certs, cidrs, address) = (
             self.own.clone(),
             self.home.clone(),
             self.certs.clone(),
+            self.cidrs.clone(),
             self.address,
         );
         self.stop().await;
         meanwhile();
-        Self::start(own, home, certs, address).await
+        Self::start(own, home, certs, cidrs, address).await
     }
 }
 
@@ -517,119 +501,4 @@ impl Wire {
 async fn until(state: &mut watch::Receiver<bool>, cut: bool) {
     // A wire that is no more is mended.
     let _ = state.wait_for(|now| *now == cut).await;
-}
-
-struct Liar {
-    own: Cluster,
-    other: Cluster,
-}
-
-#[tonic::async_trait]
-impl proto::mesh_server::Mesh for Liar {
-    type WatchStream = ReceiverStream<Result<proto::WatchResponse, Status>>;
-
-    async fn watch(
-        &self,
-        _: Request<Streaming<proto::WatchRequest>>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
-        let (sender, receiver) = mpsc::channel(16);
-        let id = |cluster: &Cluster| u32::from(cluster.id.get());
-        let row = |name: &str| proto::RowChange {
-            change: Some(proto::row_change::Change::Service(proto::Service {
-                name: Some(proto::ObjectName {
-                    namespace: "production".into(),
-                    name: name.into(),
-                }),
-                ports: vec![],
-                global: true,
-                shared: true,
-            })),
-        };
-        let position = Some(proto::Position {
-            epoch: 1,
-            revision: 1,
-            digest: 1,
-        });
-        let mut messages = vec![Message::Hello(proto::ServerHello {
-            cluster_name: self.own.name.to_string(),
-            cluster_id: id(&self.own),
-            epoch: 1,
-            capabilities: vec![],
-            heartbeat_ms: 100,
-            version: 1,
-            quarantine_percent: 50,
-            quarantine_ms: 60_000,
-        })];
-        for cluster in [&self.other, &self.own] {
-            let (cluster_id, cluster_name) = (id(cluster), cluster.name.to_string());
-            messages.push(Message::Start(proto::ClusterStart {
-                cluster_id,
-                cluster_name,
-                beginning: proto::Beginning::First.into(),
-            }));
-            messages.push(Message::Rows(proto::RowBatch {
-                cluster_id,
-                changes: vec![row("backend")],
-                position: None,
-            }));
-            messages.push(Message::Complete(proto::ClusterComplete {
-                cluster_id,
-                position,
-            }));
-        }
-        tokio::spawn(async move {
-            let mut messages = messages.into_iter();
-            for sequence in 1.. {
-                let message = messages.next();
-                if message.is_none() {
-                    tokio::time::sleep(HEARTBEAT).await;
-                }
-                let message = message.unwrap_or(Message::Heartbeat(proto::Heartbeat::default()));
-                if sender
-                    .send(Ok(proto::WatchResponse {
-                        sequence,
-                        message: Some(message),
-                    }))
-                    .await
-                    .is_err()
-                {
-                    return;
-                }
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(receiver)))
-    }
-}
-
-struct Anybody(TlsStream<TcpStream>);
-
-impl Connected for Anybody {
-    type ConnectInfo = ();
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Anybody {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Anybody {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
 }

@@ -1,9 +1,10 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use super::super::intake::Intake;
+use super::super::terms::Rules;
 use super::super::{
-    Age, Beginning, Cluster, Guard, Held, LinkState, PeerReport, PeerSilence, Position, Quarantine,
-    Rows, SavedSilence,
+    Age, BadRow, Beginning, Cluster, Guard, Held, LinkState, PeerReport, PeerSilence, Position,
+    Quarantine, Rows, SavedSilence,
 };
 use super::status::{PeerState, PeerStatus};
 use super::{Dropped, FeedEvent, FeedSettings, SavedPeer, Standing};
@@ -48,7 +49,7 @@ impl Peer {
     pub(super) fn load(saved: SavedPeer, now: Instant, wall: SystemTime) -> Self {
         Self {
             id: Some(saved.cluster.id),
-            intake: Intake::default().load(&saved.rows),
+            intake: Intake::default().load(&saved.rows, true),
             rows: saved.rows,
             witnessed: saved.silence.witnessed,
             last_word: saved.silence.last_word(now, wall),
@@ -182,10 +183,12 @@ impl Peer {
     pub(super) fn rows(
         &mut self,
         changes: Vec<RowChange>,
+        bad: Vec<BadRow>,
         position: Option<Position>,
         events: &mut Vec<FeedEvent>,
     ) -> Result<(), &'static str> {
-        let changes = self.intake.rows(&mut self.rows, changes, position)?;
+        let (table, rules) = (&mut self.rows, &Rules::NONE);
+        let changes = self.intake.rows(table, changes, bad, position, rules)?;
         self.tell(changes, false, events);
         Ok(())
     }
@@ -272,8 +275,16 @@ impl Peer {
                 .unwrap_or_default(),
             dropped_in: (self.standing == Some(Standing::Stale))
                 .then(|| settings.ttl.saturating_sub(self.witnessed)),
-            refused_rows: link.map_or(0, |report| report.refused_rows),
+            refused_rows: link.map_or(0, |report| report.refused_rows)
+                + self.intake.refused().total(),
+            refusals: link
+                .map(|report| report.refusals.clone())
+                .into_iter()
+                .flatten()
+                .chain(self.intake.refused().report())
+                .collect(),
             quarantine: self.quarantine(),
+            ranges: link.map(|report| report.ranges.clone()).unwrap_or_default(),
         }
     }
 }

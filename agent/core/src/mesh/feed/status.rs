@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::super::{Age, HearsUs, Position, Quarantine};
+use super::super::{Age, HearsUs, Position, Quarantine, Ranges, RefusalReport};
 use crate::model::{ClusterId, ClusterName};
 
 /// How the stream from our own mesh server stands.
@@ -71,6 +71,10 @@ pub struct PeerStatus {
     /// Until its rows are dropped, as of the last word of our mesh server; `None` unless that clock runs.
     pub dropped_in: Option<Duration>,
     pub refused_rows: u64,
+    /// By our mesh server, by reason; then what this agent could not read.
+    pub refusals: Vec<RefusalReport>,
     /// Rows that stay though a list left them out.
     pub quarantine: Option<Quarantine>,
+    /// Where its endpoints may be.
+    pub ranges: Ranges,
 }

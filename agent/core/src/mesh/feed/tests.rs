@@ -1,7 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 use super::*;
-use crate::mesh::{Epoch, HearsUs, LinkState};
+use crate::mesh::{Epoch, HearsUs, LinkState, Ranges};
 
 fn cluster(name: &str, id: u16) -> Cluster {
     Cluster {
@@ -27,6 +27,7 @@ fn feed(now: Instant) -> (Feed, u64) {
         epoch: Epoch(7),
         heartbeat: Duration::from_secs(1),
         guard: Guard::default(),
+        cidrs: vec![],
         version: VERSION,
     };
     assert_eq!(
@@ -54,7 +55,9 @@ fn links(links: &[(&str, Option<u16>)]) -> FromServer {
         tries: 1,
         endpoint: String::new(),
         refused_rows: 0,
+        refusals: vec![],
         quarantine: None,
+        ranges: Ranges::default(),
     };
     FromServer::Peers {
         reports: links.iter().map(report).collect(),

@@ -1,12 +1,16 @@
 use std::time::{Duration, Instant, SystemTime};
 
+use ipnet::IpNet;
+
 use super::super::intake::Intake;
 use super::super::message::in_sequence;
 use super::super::salt::Salt;
 use super::super::silence::{Silence, Wakefulness};
+use super::super::terms::Rules;
 use super::super::{
-    Age, Cluster, ClusterView, Fault, FromServer, Guard, HearsUs, Held, Ledger, LinkState,
-    PeerView, Quarantine, Rows, Sequenced, ServerHello, VERSION,
+    Age, Beginning, Cluster, ClusterView, Fault, FromServer, Guard, HearsUs, Held, Ledger,
+    LinkState, PeerView, Quarantine, Ranges, RangesFrom, Refusal, Rows, Sequenced, ServerHello,
+    Terms, VERSION,
 };
 use super::SavedLink;
 use crate::model::{ClusterId, ClusterName};
@@ -17,7 +21,11 @@ pub(super) struct Link {
     pub(super) name: ClusterName,
     /// Named by a link of this run, not by an earlier run's state file alone.
     pub(super) configured: bool,
-    pub(super) pinned: Option<ClusterId>,
+    terms: Terms,
+    /// What the peer announced when it was first connected.
+    learnt: Option<Vec<IpNet>>,
+    /// What it announces now.
+    announced: Vec<IpNet>,
     /// As the cluster said, now or before.
     pub(super) id: Option<ClusterId>,
     pub(super) silence: Silence,
@@ -33,8 +41,14 @@ pub(super) struct Link {
     endpoint: String,
     tries: u32,
     last_error: Option<(String, Age)>,
-    refused_rows: u64,
+    /// Rows that are refused may be accepted now: all of them are to be told again.
+    wants_list: bool,
+    /// When a list was last asked for.
+    asked: Option<Instant>,
 }
+
+/// The least time between two lists that are asked for.
+const ASK_PAUSE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct Stream {
@@ -43,9 +57,20 @@ struct Stream {
     greeted: bool,
 }
 
+fn rules<'a>(terms: &'a Terms, learnt: Option<&'a [IpNet]>, own: &'a [IpNet]) -> Rules<'a> {
+    Rules {
+        allowed: terms.cidrs.as_deref().or(learnt),
+        own,
+        rows_max: terms.rows_max,
+        bytes_max: terms.bytes_max,
+    }
+}
+
 /// What a link must know of its hub to judge a message.
 pub(super) struct Around<'a> {
     pub(super) own: &'a Cluster,
+    /// Where our own cluster has its endpoints.
+    pub(super) cidrs: &'a [IpNet],
     pub(super) guard: Guard,
     /// Who else has the id that a hello names.
     pub(super) taken: Option<ClusterName>,
@@ -62,6 +87,15 @@ pub(super) enum Effect {
     Counted,
 }
 
+/// What a message led to.
+pub(super) struct Heard {
+    pub(super) effect: Effect,
+    /// The peer is to tell all of its rows again.
+    pub(super) ask: bool,
+    /// Where the peer's endpoints are from now on.
+    pub(super) learnt: Option<Vec<IpNet>>,
+}
+
 impl Link {
     pub(super) fn new(
         name: ClusterName,
@@ -73,7 +107,9 @@ impl Link {
         Self {
             name,
             configured: false,
-            pinned: None,
+            terms: Terms::default(),
+            learnt: None,
+            announced: Vec::new(),
             id: None,
             silence: Silence::begin(clock, now),
             state: LinkState::Connecting,
@@ -87,7 +123,8 @@ impl Link {
             endpoint: String::new(),
             tries: 0,
             last_error: None,
-            refused_rows: 0,
+            wants_list: false,
+            asked: None,
         }
     }
 
@@ -99,16 +136,11 @@ impl Link {
         now: Instant,
         wall: SystemTime,
     ) -> Self {
-        let intake = Intake::salted(salt);
         Self {
             id: Some(saved.cluster.id),
+            learnt: saved.learnt,
             silence: Silence::load(&saved.silence, clock, now, wall),
-            // Rows that differ from the peer's are compared with its whole list.
-            intake: if saved.exact {
-                intake.load(&saved.rows)
-            } else {
-                intake
-            },
+            intake: Intake::salted(salt).load(&saved.rows, saved.exact),
             ledger: Ledger::load(instance, saved.rows, saved.history),
             ..Self::new(saved.cluster.name, instance, salt, clock, now)
         }
@@ -129,13 +161,14 @@ impl Link {
             rows: self.ledger.rows().clone(),
             history: self.ledger.history(),
             exact: self.intake.is_exact(),
+            learnt: self.learnt.clone(),
         })
     }
 
     pub(super) fn view(&self) -> PeerView {
         PeerView {
             name: self.name.clone(),
-            id: self.id.or(self.pinned),
+            id: self.id.or(self.terms.id),
             state: self.state,
             state_since: self.state_since,
             hears_us: self.hears_us,
@@ -143,9 +176,61 @@ impl Link {
             last_error: self.last_error.clone(),
             tries: self.tries,
             endpoint: self.endpoint.clone(),
-            refused_rows: self.refused_rows,
+            refused_rows: self.intake.refused().total(),
+            refusals: self.intake.refused().report(),
             quarantine: self.intake.quarantine(),
+            ranges: Ranges {
+                allowed: match (&self.terms.cidrs, &self.learnt) {
+                    (Some(cidrs), _) => Some((RangesFrom::Link, cidrs.clone())),
+                    (None, Some(cidrs)) => Some((RangesFrom::Learnt, cidrs.clone())),
+                    (None, None) => None,
+                },
+                announced: self.announced.clone(),
+            },
+            rows_max: self.terms.rows_max,
+            bytes_max: self.terms.bytes_max,
         }
+    }
+
+    /// What the link allows now. Rows that it does not allow any more go at once; what was refused is asked for again.
+    pub(super) fn set_terms(&mut self, terms: &Terms, own: &[IpNet]) {
+        if self.terms != *terms {
+            self.terms.clone_from(terms);
+            self.asked = None;
+            self.revise(own);
+        }
+    }
+
+    fn revise(&mut self, own: &[IpNet]) {
+        let rows = self.ledger.rows();
+        let too_many =
+            rows.len() as u64 > self.terms.rows_max || rows.bytes() > self.terms.bytes_max;
+        self.wants_list |= too_many || !self.intake.refused().is_empty();
+        let rules = rules(&self.terms, self.learnt.as_deref(), own);
+        self.intake.enforce(&mut self.ledger, &rules);
+    }
+
+    /// Rows that a quota kept out are asked for again when there is room for them.
+    fn seek_room(&mut self) {
+        let (rows, waiting) = (self.ledger.rows(), self.intake.refused().by_quota());
+        let room = rows.len() as u64 + waiting <= self.terms.rows_max
+            && rows.bytes() <= self.terms.bytes_max / 16 * 15;
+        self.wants_list |= waiting > 0 && room && self.intake.is_still();
+    }
+
+    /// Whether the peer is to tell all of its rows again.
+    fn ask(&mut self, now: Instant) -> bool {
+        let paused = |asked| now.saturating_duration_since(asked) < ASK_PAUSE;
+        let due = self.wants_list && !self.asked.is_some_and(paused);
+        if due {
+            self.asked = Some(now);
+        }
+        due
+    }
+
+    /// Refusals that should be logged now: why, how many, and some of their names.
+    pub(super) fn take_log(&mut self, now: Instant) -> Vec<(Refusal, u64, Vec<String>)> {
+        self.intake.refused_mut().take_log(now)
     }
 
     pub(super) fn cluster_view(&self, id: ClusterId) -> ClusterView {
@@ -186,7 +271,7 @@ impl Link {
             name: self.name.clone(),
             id: self.id?,
         };
-        let position = self.intake.open()?;
+        let position = self.intake.open().filter(|_| !self.wants_list)?;
         Some(Held { cluster, position })
     }
 
@@ -233,6 +318,22 @@ impl Link {
         said: Sequenced,
         around: Around<'_>,
         now: Instant,
+    ) -> Result<Heard, Fault> {
+        let known = self.learnt.is_some();
+        let effect = self.apply(said, around, now)?;
+        self.seek_room();
+        Ok(Heard {
+            effect,
+            ask: self.ask(now),
+            learnt: self.learnt.clone().filter(|_| !known),
+        })
+    }
+
+    fn apply(
+        &mut self,
+        said: Sequenced,
+        around: Around<'_>,
+        now: Instant,
     ) -> Result<Effect, Fault> {
         let name = self.name.clone();
         let broke = |what| Fault::PeerBroke {
@@ -255,19 +356,25 @@ impl Link {
         };
         match said.message {
             FromServer::Start { cluster, .. } if cluster.id != id || cluster.name != name => {
-                self.refuse(cluster.id, 0, now);
+                self.refuse(cluster.id, 0);
             }
             FromServer::Rows {
                 id: other, changes, ..
-            } if other != id => self.refuse(other, changes.len(), now),
-            FromServer::Complete { id: other, .. } if other != id => self.refuse(other, 0, now),
+            } if other != id => self.refuse(other, changes.len()),
+            FromServer::Complete { id: other, .. } if other != id => self.refuse(other, 0),
             FromServer::Start { beginning, .. } => {
                 self.intake.start(beginning, &self.ledger).map_err(broke)?;
+                self.wants_list &= beginning == Beginning::Resumed;
             }
             FromServer::Rows {
-                changes, position, ..
+                changes,
+                bad,
+                position,
+                ..
             } => {
-                let told = self.intake.rows(&mut self.ledger, changes, position);
+                let rules = rules(&self.terms, self.learnt.as_deref(), around.cidrs);
+                let table = &mut self.ledger;
+                let told = self.intake.rows(table, changes, bad, position, &rules);
                 told.map_err(broke)?;
             }
             FromServer::Complete { position, .. } => {
@@ -308,7 +415,7 @@ impl Link {
                 found,
             });
         }
-        if let Some(pinned) = self.pinned.filter(|pinned| *pinned != found.id) {
+        if let Some(pinned) = self.terms.id.filter(|pinned| *pinned != found.id) {
             return Err(Fault::WrongId { pinned, found });
         }
         if let Some(one) = around.taken {
@@ -323,21 +430,24 @@ impl Link {
                 // Another id is another owner: consumers list anew.
                 self.ledger = Ledger::new(around.instance, Rows::default());
                 self.intake = Intake::salted(around.salt);
+                self.learnt = None;
                 self.confirmed = false;
             }
             self.id = Some(found.id);
+        }
+        self.announced = hello.cidrs;
+        if self.terms.cidrs.is_none() && self.learnt.is_none() && !self.announced.is_empty() {
+            self.learnt = Some(self.announced.clone());
+            self.revise(around.cidrs);
         }
         self.set_state(LinkState::Connected, now);
         (self.tries, self.last_error) = (0, None);
         Ok(())
     }
 
-    fn refuse(&mut self, other: ClusterId, rows: usize, now: Instant) {
-        self.refused_rows += rows as u64;
-        let (name, total) = (&self.name, self.refused_rows);
-        let error = format!(
-            "\"{name}\" spoke for cluster id {other}: {total} rows refused, a mesh server speaks for its own cluster only"
-        );
-        self.set_error(error, now);
+    fn refuse(&mut self, other: ClusterId, rows: usize) {
+        let example = format!("cluster id {other}");
+        let refused = self.intake.refused_mut();
+        refused.note_unnamed(Refusal::ForeignCluster, rows as u64, example);
     }
 }

@@ -1,6 +1,8 @@
 use std::fmt;
 
-use super::super::Quarantine;
+use ipnet::IpNet;
+
+use super::super::{Quarantine, Refusal};
 use crate::model::ClusterName;
 
 /// What an operator should read in the mesh server's log.
@@ -15,6 +17,24 @@ pub enum Notice {
     Confirmed { cluster: ClusterName },
     /// The grace time is over: the rows went.
     Released { cluster: ClusterName, rows: usize },
+    /// Where a peer's endpoints are was learnt from itself, and is held to.
+    Learnt {
+        cluster: ClusterName,
+        cidrs: Vec<IpNet>,
+    },
+    /// Rows were refused; some of their names.
+    Refused {
+        cluster: ClusterName,
+        reason: Refusal,
+        rows: u64,
+        names: Vec<String>,
+    },
+}
+
+/// `10.1.0.0/16, fd00:1::/48`.
+fn listed(cidrs: &[IpNet]) -> String {
+    let cidrs: Vec<String> = cidrs.iter().map(ToString::to_string).collect();
+    cidrs.join(", ")
 }
 
 impl Notice {
@@ -60,6 +80,24 @@ impl fmt::Display for Notice {
                 f,
                 "{cluster}: {rows} rows go, that its list had left out and that were not named since"
             ),
+            Self::Learnt { cluster, cidrs } => write!(
+                f,
+                "{cluster}: its endpoints are in {}, as it says; others are refused from now on (spec.cidrs of the link \
+                 says otherwise)",
+                listed(cidrs)
+            ),
+            Self::Refused {
+                cluster,
+                reason,
+                rows,
+                names,
+            } => {
+                let (reason, names) = (reason.name(), names.join(", "));
+                write!(
+                    f,
+                    "{cluster}: {rows} rows refused ({reason}), among them {names}"
+                )
+            }
         }
     }
 }

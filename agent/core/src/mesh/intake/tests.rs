@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::mesh::Epoch;
-use crate::mesh::simulation::{endpoint, service};
+use crate::mesh::simulation::{endpoint, endpoint_at, service};
 
 const GRACE: Duration = Duration::from_secs(60);
 
@@ -23,6 +23,7 @@ fn gone(row: &RowChange) -> RowChange {
 struct World {
     intake: Intake,
     rows: Rows,
+    rules: Rules<'static>,
     now: Instant,
 }
 
@@ -31,6 +32,7 @@ impl World {
         Self {
             intake: Intake::default(),
             rows: Rows::default(),
+            rules: Rules::NONE,
             now: Instant::now(),
         }
     }
@@ -48,13 +50,21 @@ impl World {
         self.intake.start(beginning, &self.rows)
     }
 
+    fn tell(
+        &mut self,
+        changes: Vec<RowChange>,
+        position: Option<Position>,
+    ) -> Result<Vec<RowChange>, &'static str> {
+        let (rows, rules) = (&mut self.rows, &self.rules);
+        self.intake.rows(rows, changes, vec![], position, rules)
+    }
+
     fn say(&mut self, changes: Vec<RowChange>) -> Vec<RowChange> {
-        self.intake.rows(&mut self.rows, changes, None).unwrap()
+        self.tell(changes, None).unwrap()
     }
 
     fn live(&mut self, changes: Vec<RowChange>, revision: u64) {
-        let position = Some(position(revision));
-        self.intake.rows(&mut self.rows, changes, position).unwrap();
+        self.tell(changes, Some(position(revision))).unwrap();
     }
 
     fn complete(&mut self, revision: u64) -> Result<Vec<RowChange>, &'static str> {
@@ -152,7 +162,7 @@ fn a_stream_that_ended_half_way_leaves_nothing_behind() {
 #[test]
 fn what_no_server_may_say() {
     let row = || vec![service("a", 80)];
-    let say = |world: &mut World, position| world.intake.rows(&mut world.rows, row(), position);
+    let say = |world: &mut World, position| world.tell(row(), position);
     let mut world = World::new();
     assert!(say(&mut world, None).is_err());
     assert!(world.complete(1).is_err());
@@ -165,7 +175,7 @@ fn what_no_server_may_say() {
     world.start(Beginning::Resumed).unwrap();
     assert!(say(&mut world, Some(position(1))).is_err());
     // A state file's rows are held, if they are whole.
-    let load = |rows: &Rows| Intake::default().load(rows).open();
+    let load = |rows: &Rows| Intake::default().load(rows, true).open();
     assert_eq!(load(&world.rows), Some(position(1)));
     world.rows.apply(&service("c", 80));
     assert_eq!(load(&world.rows), None);
@@ -284,4 +294,131 @@ fn states_that_differ_from_the_publishers_have_names_of_their_own() {
     world.now += GRACE;
     world.release();
     assert_eq!(world.rows.position(), Some(position(1)));
+}
+
+/// Refused now, by reason.
+fn refused(world: &World) -> Vec<(Refusal, u64)> {
+    let reports = world.intake.refused().report().into_iter();
+    let standing = reports.filter(|report| report.rows > 0);
+    standing
+        .map(|report| (report.reason, report.rows))
+        .collect()
+}
+
+#[test]
+fn what_breaks_a_rule_is_refused_row_by_row_and_the_rest_goes_on() {
+    let mut world = pair();
+    world.intake.salt = Some(Salt::new(1, 1));
+    let told = vec![
+        endpoint("a", 1, true),
+        endpoint_at("a", "127.0.0.1"),
+        service("c", 80),
+    ];
+    world.live(told, 2);
+    assert_eq!(world.rows.len(), 4);
+    assert_eq!(refused(&world), [(Refusal::SpecialAddress, 1)]);
+    let name = world.rows.position().unwrap();
+    assert_eq!(name.revision, 2);
+    assert_ne!(name.digest, 2, "not all that the publisher calls so");
+    // It takes it back: then all is as it says.
+    world.live(vec![gone(&endpoint_at("a", "127.0.0.1"))], 3);
+    assert_eq!(refused(&world), []);
+    assert_eq!(world.rows.position(), Some(position(3)));
+}
+
+#[test]
+fn a_row_that_became_bad_is_not_held_as_it_was() {
+    let mut world = pair();
+    let bad = |key| BadRow {
+        key,
+        field: "ports",
+    };
+    let key = RowKey::of(&service("a", 80));
+    let rows = (&mut world.rows, vec![bad(Some(key)), bad(None)]);
+    let told = world
+        .intake
+        .rows(rows.0, vec![], rows.1, Some(position(2)), &world.rules);
+    assert_eq!(told, Ok(vec![gone(&service("a", 80))]));
+    assert_eq!(world.rows.all(), vec![service("b", 80)]);
+    assert_eq!(refused(&world), [(Refusal::Malformed, 1)]);
+    assert_eq!(world.intake.refused().total(), 2);
+    world.live(vec![service("a", 82)], 3);
+    assert_eq!(refused(&world), []);
+    assert_eq!(world.rows.len(), 2);
+}
+
+#[test]
+fn quotas_count_what_the_publisher_has_and_not_what_is_about_to_go() {
+    let mut world = World::with(crowd()); // 40 rows.
+    world.rules.rows_max = 40;
+    world.live(vec![endpoint("a", 1, false)], 2);
+    assert_eq!(refused(&world), [], "a change of a row that it has");
+    world.live(vec![endpoint("a", 100, true)], 3);
+    assert_eq!(refused(&world), [(Refusal::TooManyRows, 1)]);
+    let replaced = vec![gone(&endpoint("a", 1, true)), endpoint("a", 101, true)];
+    world.live(replaced, 4);
+    assert_eq!((world.rows.len(), refused(&world).len()), (40, 1));
+    // A list of others, as many: those held go at its end, and do not count.
+    let others: Vec<RowChange> = (0..40).map(|n| service(&format!("s{n}"), 80)).collect();
+    world.intake.open();
+    world.start(Beginning::Lagged).unwrap();
+    world.say(others.clone());
+    world.say(vec![service("s0", 81), service("s99", 80)]);
+    assert_eq!(refused(&world), [(Refusal::TooManyRows, 1)]);
+    world.complete(5).unwrap();
+    assert_eq!(world.rows.len(), 40);
+    // What is in quarantine is not the publisher's.
+    world.intake.open();
+    world.list(Beginning::First, vec![]);
+    world.live(crowd(), 6);
+    assert_eq!((world.withheld(), refused(&world)), (40, vec![]));
+    assert_eq!(world.rows.len(), 80);
+}
+
+#[test]
+fn bytes_are_counted_like_rows() {
+    let row = |name: &str| service(name, 80);
+    let bytes = row_bytes(&row("a"));
+    let mut world = pair();
+    world.rules.bytes_max = 3 * bytes;
+    world.live(vec![row("c")], 2);
+    world.live(vec![row("d")], 3);
+    assert_eq!(refused(&world), [(Refusal::TooManyBytes, 1)]);
+    world.intake.open();
+    world.start(Beginning::Lagged).unwrap();
+    world.say(vec![
+        row("a"),
+        row("a"),
+        row("b"),
+        gone(&row("b")),
+        row("c"),
+        row("d"),
+    ]);
+    assert_eq!(refused(&world), []);
+    world.say(vec![row("e")]);
+    assert_eq!(refused(&world), [(Refusal::TooManyBytes, 1)]);
+    world.complete(4).unwrap();
+    assert_eq!(world.rows.bytes(), 3 * bytes);
+}
+
+#[test]
+fn new_rules_hold_at_once_and_no_stream_brings_back_what_they_took() {
+    let mut world = pair();
+    world.live(
+        vec![endpoint("a", 1, true), endpoint_at("a", "10.9.0.1")],
+        2,
+    );
+    let allowed = ["10.0.0.0/24".parse().unwrap()];
+    let rules = Rules {
+        allowed: Some(&allowed),
+        ..Rules::NONE
+    };
+    let taken = world.intake.enforce(&mut world.rows, &rules);
+    assert_eq!(taken, [gone(&endpoint_at("a", "10.9.0.1"))]);
+    assert_eq!(refused(&world), [(Refusal::OutsideAddress, 1)]);
+    assert!(world.rows.position().is_some(), "it is settled");
+    assert_eq!(world.intake.open(), Some(position(2)));
+    world.start(Beginning::Resumed).unwrap();
+    assert_eq!(world.complete(2), Ok(vec![]));
+    assert_eq!(world.rows.endpoints(), 1);
 }

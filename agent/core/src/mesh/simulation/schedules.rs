@@ -1,5 +1,7 @@
 //! Anything, in any order.
 
+use std::collections::VecDeque;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -22,6 +24,8 @@ enum Op {
     Churn(u8),
     /// As many rows as are doubted when they are missing come, or go.
     Crowd(u8, bool),
+    /// East allows few of west's addresses, or all.
+    Allow(bool),
     RestartWest,
     /// Its source has not spoken yet.
     CrashWest,
@@ -49,6 +53,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (any::<bool>(), any::<bool>()).prop_map(|(link, slow)| Op::Slow(link, slow)),
         1 => (0..4_u8).prop_map(Op::Churn),
         2 => (0..4_u8, any::<bool>()).prop_map(|(n, there)| Op::Crowd(n, there)),
+        1 => any::<bool>().prop_map(Op::Allow),
         1 => Just(Op::RestartWest),
         1 => Just(Op::CrashWest),
         1 => (1..4_u64).prop_map(Op::SwitchWest),
@@ -112,6 +117,11 @@ fn apply(world: &mut World, op: &Op) {
             let rows = rows.map(|row| if *there { row } else { RowKey::of(&row).gone() });
             world.say(&rows.collect::<Vec<_>>());
         }
+        Op::Allow(all) => world.allow(Terms {
+            // Of what no schedule may lose.
+            cidrs: (!all).then(|| vec!["10.0.0.0/30".parse().unwrap()]),
+            ..Terms::default()
+        }),
         Op::RestartWest => {
             world.restart_west();
             world.retell_west();

@@ -61,6 +61,11 @@ fn the_file_has_the_shape_of_the_custom_resource() {
             },
         })
     );
+    let ranges = ["--cidr", "10.12.0.0/16", "--cidr", "fd00:12::/48"];
+    let ranged = link_text(&parse(directory.path(), &ranges)).unwrap();
+    let value: serde_json::Value = serde_saphyr::from_str(&ranged).unwrap();
+    let wanted = serde_json::json!(["10.12.0.0/16", "fd00:12::/48"]);
+    assert_eq!(value["spec"]["cidrs"], wanted);
     let unpinned = link_text(&parse(directory.path(), &[])).unwrap();
     assert!(!unpinned.contains("id:"), "{unpinned}");
 }

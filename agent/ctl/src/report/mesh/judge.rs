@@ -2,7 +2,9 @@
 
 use time::{Duration, OffsetDateTime};
 
-use super::{ClusterMeshStatus, Feed, FeedState, LinkError, Peer, PeerState, Quarantine};
+use super::{
+    Cidrs, ClusterMeshStatus, Feed, FeedState, LinkError, Peer, PeerState, Quarantine, Refusal,
+};
 use crate::report::Attention;
 use crate::text::{Seconds, count};
 
@@ -82,14 +84,85 @@ fn of_peer(peer: &Peer, status: &ClusterMeshStatus) -> Vec<Attention> {
         );
         found.push(Attention::fault(name, cause).way_out(way_out));
     }
-    if peer.refused_rows > 0 {
-        let rows = count(peer.refused_rows, "row");
-        let cause = format!(
-            "{rows} refused: it speaks for what is not its own. The mesh server's log names each."
-        );
-        found.push(Attention::note(name, cause));
-    }
+    found.extend(peer.refusals.iter().map(|refusal| refused(peer, refusal)));
+    found.extend(elsewhere(peer));
     found
+}
+
+/// Rows that are not used, why, and what can be done.
+fn refused(peer: &Peer, refusal: &Refusal) -> Attention {
+    let (name, example) = (&peer.name, &refusal.example);
+    let allowed = || match (&peer.cidrs.allowed, peer.cidrs.from.as_deref()) {
+        (Some(cidrs), Some("learnt")) => {
+            format!(
+                "{}, as it said when it was first connected",
+                cidrs.join(", ")
+            )
+        }
+        (Some(cidrs), _) => format!("{}, spec.cidrs of the link", cidrs.join(", ")),
+        (None, _) => "what the link allows".to_owned(),
+    };
+    let (why, way_out) = match refusal.reason.as_str() {
+        "foreign-cluster" => (
+            "they are another cluster's".to_owned(),
+            "A mesh server speaks for its own cluster only: is it an Isthmus of ours?".to_owned(),
+        ),
+        "malformed" => (
+            "a field is missing or wrong".to_owned(),
+            format!("Are the mesh servers here and in {name} of the same version?"),
+        ),
+        "special-address" => (
+            "loopback, link-local and multicast addresses mean another thing on every node".to_owned(),
+            format!("Correct them in {name}'s source."),
+        ),
+        "own-address" => (
+            "their addresses are in this cluster's own ranges".to_owned(),
+            format!("Is {name}'s source wrong, or --endpoint-cidrs of this cluster's isthmus-mesh too wide?"),
+        ),
+        "outside-address" => (
+            format!("their addresses are outside {}", allowed()),
+            "If they should be used, allow them: spec.cidrs of the link, or clustermesh connect --cidr.".to_owned(),
+        ),
+        "too-many-rows" => (
+            "the link allows no more rows".to_owned(),
+            "If they should be used, allow more: spec.limits.rows of the link.".to_owned(),
+        ),
+        "too-many-bytes" => (
+            "the link allows no more bytes".to_owned(),
+            "If they should be used, allow more: spec.limits.bytes of the link.".to_owned(),
+        ),
+        other => (other.to_owned(), "The mesh server's log names them.".to_owned()),
+    };
+    if refusal.rows == 0 {
+        let rows = count(refusal.total, "row");
+        let cause =
+            format!("{rows} refused since the mesh server started: {why}; the last was {example}.");
+        return Attention::note(name, cause);
+    }
+    let rows = count(refusal.rows, "row");
+    let cause = format!("{rows} refused: {why}; the last was {example}.");
+    Attention::fault(name, cause).way_out(way_out)
+}
+
+/// It says now that its endpoints are not where it said when it was first connected.
+fn elsewhere(peer: &Peer) -> Option<Attention> {
+    let Cidrs {
+        allowed: Some(allowed),
+        from: Some(from),
+        announced,
+    } = &peer.cidrs
+    else {
+        return None;
+    };
+    if from != "learnt" || announced.is_empty() || announced == allowed {
+        return None;
+    }
+    let (now, then) = (announced.join(", "), allowed.join(", "));
+    let cause = format!(
+        "says that its endpoints are in {now}; {then} holds, as it said when it was first connected."
+    );
+    let way_out = "To accept that: spec.cidrs of the link, or clustermesh connect --cidr.";
+    Some(Attention::note(&peer.name, cause).way_out(way_out))
 }
 
 /// Why a peer that is not connected is not well.

@@ -202,7 +202,7 @@ fn every_state_of_a_peer_has_its_sentence() {
         let cause = status.attention.first().map(|a| a.cause.clone());
         (cause.unwrap_or_default(), status.is_bad())
     };
-    let cases: [(Change, &str, bool); 8] = [
+    let cases: [(Change, &str, bool); 7] = [
         (
             |p| {
                 p.set_state(proto::PeerState::Connecting);
@@ -257,14 +257,64 @@ fn every_state_of_a_peer_has_its_sentence() {
             "its list of 18s ago left out 11 of 16 rows: they stay for 42s more.",
             true,
         ),
-        (
-            |p| p.refused_rows = 3,
-            "3 rows refused: it speaks for what is not its own. The mesh server's log names each.",
-            false,
-        ),
     ];
     for (change, cause, bad) in cases {
         assert_eq!(with(change), (cause.to_owned(), bad));
+    }
+}
+
+fn refused(reason: &str, rows: u64) -> proto::Refusal {
+    proto::Refusal {
+        reason: reason.to_owned(),
+        rows,
+        total: 12,
+        example: "endpoint 10.9.1.5 of production/backend".to_owned(),
+    }
+}
+
+#[test]
+fn refused_rows_stand_with_reason_example_and_way_out() {
+    let west = proto::Peer {
+        refused_rows: 24,
+        refusals: vec![refused("foreign-cluster", 0), refused("outside-address", 3)],
+        allowed_cidrs: vec!["10.12.0.0/16".to_owned()],
+        cidrs_from: "learnt".to_owned(),
+        announced_cidrs: vec!["10.0.0.0/8".to_owned()],
+        ..peer("west", 2)
+    };
+    let status = status(Some(feed()), vec![west]);
+    let text = text(&status);
+    let wanted = "
+! west  3 rows refused: their addresses are outside 10.12.0.0/16, as it said when it was first connected; the last was endpoint 10.9.1.5 of production/backend.
+        If they should be used, allow them: spec.cidrs of the link, or clustermesh connect --cidr.
+- west  12 rows refused since the mesh server started: they are another cluster's; the last was endpoint 10.9.1.5 of production/backend.
+- west  says that its endpoints are in 10.0.0.0/8; 10.12.0.0/16 holds, as it said when it was first connected.
+        To accept that: spec.cidrs of the link, or clustermesh connect --cidr.
+1 of 1 peer needs attention
+";
+    assert!(text.ends_with(wanted), "{text}");
+    assert!(status.is_bad());
+    let wide = status.text(true, Style::PLAIN);
+    assert!(
+        wide.contains("  24            10.12.0.0/16 (learnt)  "),
+        "{wide}"
+    );
+    let json = serde_json::to_value(&status).expect("a report is JSON");
+    assert_eq!(json["peers"][0]["refusals"][1]["reason"], "outside-address");
+    assert_eq!(json["peers"][0]["cidrs"]["from"], "learnt");
+}
+
+#[test]
+fn every_reason_of_a_refusal_has_its_words() {
+    for reason in isthmus_core::mesh::Refusal::ALL {
+        let west = proto::Peer {
+            refusals: vec![refused(reason.name(), 1)],
+            ..peer("west", 2)
+        };
+        let status = status(Some(feed()), vec![west]);
+        let said = &status.attention[0];
+        assert!(!said.cause.contains(reason.name()), "{}", said.cause);
+        assert_eq!(said.way_out.len(), 1);
     }
 }
 

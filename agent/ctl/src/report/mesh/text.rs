@@ -78,7 +78,7 @@ fn table(status: &ClusterMeshStatus, wide: bool) -> Table {
         "ENDPOINTS",
     ];
     if wide {
-        header.extend(["REFUSED ROWS", "ADDRESS"]);
+        header.extend(["REFUSED ROWS", "CIDRS", "ADDRESS"]);
     }
     header.push("LAST ERROR");
     let mut table = Table::new(&header);
@@ -97,6 +97,7 @@ fn table(status: &ClusterMeshStatus, wide: bool) -> Table {
         ];
         if wide {
             row.push(peer.refused_rows.to_string().into());
+            row.push(cidrs(peer).into());
             row.push(or_dash(peer.endpoint.as_ref()).into());
         }
         row.push(last_error(peer.last_error.as_ref(), wide).into());
@@ -124,6 +125,13 @@ fn state(peer: &Peer, lost: Option<&Feed>) -> Cell {
             Cell::painted(text, Paint::Warn)
         }
         None => Cell::painted(word, paint),
+    }
+}
+
+fn cidrs(peer: &Peer) -> String {
+    match (&peer.cidrs.allowed, &peer.cidrs.from) {
+        (Some(cidrs), Some(from)) => format!("{} ({from})", cidrs.join(",")),
+        _ => "any".to_owned(),
     }
 }
 

@@ -454,7 +454,7 @@ mod tests {
             global: true,
             shared: true,
             affinity: Affinity::None,
-            rules: ServiceRules::default(),
+            rules: isthmus_core::model::ServiceRules::default(),
         };
         let endpoint = |address: &str| EndpointRow {
             service: name.clone(),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_core::mesh::{
     Beginning, Cluster, Epoch, Feed, FeedEvent, FromServer, Guard, HearsUs, LinkState, PeerReport,
-    PeerSilence, Position, Rows, Sequenced, ServerHello, VERSION,
+    PeerSilence, Position, Ranges, Rows, Sequenced, ServerHello, VERSION,
 };
 use isthmus_core::model::{
     Affinity, ClusterId, Condition, EndpointKey, EndpointPort, EndpointRow, ObjectName, PortRow,

@@ -1,7 +1,7 @@
 //! The kernel's side: what is loaded, pinned and attached. The only place with `unsafe` and aya.
 //!
 //! Layout below the agent's directory in bpffs: `v<ABI>-<sizes>/` holds the maps of one version, `links/` the links,
-//! and beside them stand the two maps of what sockets remember, which outlive every version.
+//! and beside them stand the maps of what sockets remember, which outlive every version.
 
 mod btf;
 mod cgroup;
@@ -52,9 +52,10 @@ const PROBE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
 /// A constant of the programs that holds the place of a member of a structure of the kernel's: constant, structure, member.
 type KernelMember = (&'static str, &'static str, &'static str);
 
-const KERNEL_MEMBERS: [KernelMember; 10] = [
+const KERNEL_MEMBERS: [KernelMember; 11] = [
     ("SKC_COOKIE", "sock_common", "skc_cookie"),
     ("SKC_STATE", "sock_common", "skc_state"),
+    ("SKC_REFCNT", "sock_common", "skc_refcnt"),
     ("SKC_FAMILY", "sock_common", "skc_family"),
     ("SKC_DPORT", "sock_common", "skc_dport"),
     ("SKC_DADDR", "sock_common", "skc_daddr"),
@@ -590,10 +591,17 @@ fn load(plan: &LoadPlan) -> Result<Ebpf, DatapathError> {
                 )));
             }
         };
-        loaded.map_err(|error| refused(&error))?;
+        loaded.map_err(|error| in_program(program.name, refused(&error)))?;
         debug!(program = program.name, "verified and loaded");
     }
     Ok(ebpf)
+}
+
+fn in_program(name: &str, error: DatapathError) -> DatapathError {
+    match error {
+        DatapathError::Load(text) => DatapathError::Load(format!("{name}: {text}")),
+        other => other,
+    }
 }
 
 fn ensure_bpffs(dir: &Path) -> Result<(), DatapathError> {

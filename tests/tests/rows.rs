@@ -6,6 +6,8 @@
 
 #[path = "rows/connect.rs"]
 mod connect;
+#[path = "rows/datagram.rs"]
+mod datagram;
 #[path = "rows/events.rs"]
 mod events;
 #[path = "rows/health.rs"]
@@ -64,6 +66,7 @@ fn run(filter: Option<&str>) -> anyhow::Result<usize> {
     let mut world = world::World::build()?;
     let rows: Vec<Row> = connect::rows()
         .into_iter()
+        .chain(datagram::rows())
         .chain(health::rows())
         .chain(events::rows())
         .chain(life::rows())

@@ -83,14 +83,18 @@ pub struct LoadPlan {
 pub const VERSION_PREFIX: &str = "v";
 
 /// Hooks, in `enum bpf_attach_type`'s numbers (linux/bpf.h).
-const PROGRAMS: [(&str, HookKind); 7] = [
+const PROGRAMS: [(&str, HookKind); 11] = [
     ("getpeername4", HookKind::Cgroup(29)),
     ("getpeername6", HookKind::Cgroup(30)),
+    ("recvmsg4", HookKind::Cgroup(19)),
+    ("recvmsg6", HookKind::Cgroup(20)),
     ("sock_release", HookKind::Cgroup(34)),
     ("inet_sk_error_report", HookKind::Tracepoint),
     ("tcp_retransmit_skb", HookKind::Tracepoint),
     ("connect4", HookKind::Cgroup(10)),
     ("connect6", HookKind::Cgroup(11)),
+    ("sendmsg4", HookKind::Cgroup(14)),
+    ("sendmsg6", HookKind::Cgroup(15)),
 ];
 
 impl LoadPlan {
@@ -137,6 +141,7 @@ impl LoadPlan {
             version("counters", None),
             node("sockets"),
             node("sockets_spilled"),
+            node("flows"),
         ];
         let programs = PROGRAMS
             .map(|(name, hook)| ProgramPlan {
@@ -268,12 +273,11 @@ mod tests {
                 .position(|program| program.name == name)
                 .unwrap()
         };
-        assert!(
-            place("getpeername4") < place("connect4") && place("getpeername6") < place("connect4")
-        );
-        assert!(
-            place("getpeername4") < place("connect6") && place("getpeername6") < place("connect6")
-        );
+        for reader in ["getpeername4", "getpeername6", "recvmsg4", "recvmsg6"] {
+            for writer in ["connect4", "connect6", "sendmsg4", "sendmsg6"] {
+                assert!(place(reader) < place(writer), "{reader}, {writer}");
+            }
+        }
     }
 
     #[test]

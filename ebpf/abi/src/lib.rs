@@ -2,13 +2,14 @@
 //!
 //! Rules. Layouts are `repr(C)`, integers only, padding is written out, and sizes are asserted when this compiles.
 //! Addresses and ports are in network order, in types that say so. A row has one writer: maps that programs write
-//! (`backend_health`, `backend_failures`, `service_health`, `watches`, `counters`, `sockets`, `sockets_spilled`) are never written by the agent while a program can
+//! (`backend_health`, `backend_failures`, `service_health`, `watches`, `counters`, `sockets`, `sockets_spilled`, `flows`) are never written by the agent while a program can
 //! reach the row, and the others are never written by a program.
 //!
 //! A draw goes `frontends` → `rings[service]` → `slots[span + draw]` → `backends[slot.backend]`.
 #![no_std]
 
 mod event;
+mod flow;
 mod frontend;
 mod health;
 mod ring;
@@ -16,6 +17,7 @@ mod settings;
 mod socket;
 
 pub use event::{EVENTS_BYTES, EVENTS_PER_TICK, EventKind, EventRow, FailureCause};
+pub use flow::{FLOW_VERSION, FlowKey, FlowRow, flow_side};
 pub use frontend::{Frontend4Key, Frontend6Key, FrontendValue, NetPort, ScopeProtocol};
 pub use health::{
     BackendFailuresRow, BackendHealthRow, CLIENT_MARKS, EPOCH_SHIFT, HealthState, MARKS, NO_MARK,
@@ -26,7 +28,7 @@ pub use ring::{BackendRow, Ring, Slot, TierHead, backend_state};
 pub use settings::{CIDRS_MAX, Cidr4, Cidr6, ClientWord, Counter, Refusal, Settings, client};
 pub use socket::{SOCKET_SLOTS, SOCKET_VERSION, SocketRow, SpillKey, socket_slot, socket_tag};
 
-/// Names a layout of all maps but `sockets` and `sockets_spilled`. Any change to a key, a value or a meaning in this
+/// Names a layout of all maps but `sockets`, `sockets_spilled` and `flows`. Any change to a key, a value or a meaning in this
 /// crate raises it; an agent adopts maps of its own version only, and fills new ones beside those of another.
 pub const ABI_VERSION: u32 = 2;
 

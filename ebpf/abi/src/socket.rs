@@ -25,7 +25,7 @@ pub struct SocketRow {
     pub service_port: u16,
     pub backend_port: u16,
     pub version: u8,
-    /// 1 once a row that fell out of this place may be in `sockets_spilled`.
+    /// 1 once a record of a socket of this place may be in `sockets_spilled` or in `flows`.
     pub spilled: u8,
     /// Bits of [`socket_tag`], and below them the low bits of the backend's generation at the time.
     pub tag: u8,

@@ -41,6 +41,19 @@ pub fn judge(service: u32, slot: Slot, backend: &BackendRow) -> Drawn {
     }
 }
 
+/// Whether a backend's row is that of `service`'s endpoint at this address and port (network order).
+#[inline(always)]
+#[must_use]
+pub const fn is_at(backend: &BackendRow, service: u32, address: &[u32; 4], port: u16) -> bool {
+    backend.service == service
+        && backend.state == backend_state::LIVE
+        && backend.port == port
+        && backend.address[0] == address[0]
+        && backend.address[1] == address[1]
+        && backend.address[2] == address[2]
+        && backend.address[3] == address[3]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,6 +17,8 @@ offsets! {
     SKC_COOKIE,
     /// `sock_common.skc_state`, 1 byte.
     SKC_STATE,
+    /// `sock_common.skc_refcnt`, 4 bytes.
+    SKC_REFCNT,
     /// `sock_common.skc_family`, 2 bytes.
     SKC_FAMILY,
     /// `sock_common.skc_dport`, 2 bytes, network order.
@@ -84,6 +86,12 @@ impl Sock {
     #[inline(always)]
     pub fn state(self) -> u8 {
         peek(self.0, &SKC_STATE)
+    }
+    /// Whether anybody holds it. What was a socket, and is none, has a count of 0 until its memory is another's.
+    #[inline(always)]
+    pub fn is_held(self) -> bool {
+        let references: u32 = peek(self.0, &SKC_REFCNT);
+        references != 0
     }
     /// The peer's port, network order; 0 if it has none.
     #[inline(always)]

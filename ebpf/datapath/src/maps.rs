@@ -4,8 +4,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use isthmus_abi::{
     BackendFailuresRow, BackendHealthRow, BackendRow, CLIENT_MARKS, ClientWord, Counter,
-    EVENTS_BYTES, Frontend4Key, Frontend6Key, FrontendValue, Ring, SOCKET_SLOTS, ServiceHealthRow,
-    ServiceLimitsRow, Settings, Slot, SocketRow, SpillKey, WATCHES_PER_CLIENT, WatchRow,
+    EVENTS_BYTES, FlowKey, FlowRow, Frontend4Key, Frontend6Key, FrontendValue, Ring, SOCKET_SLOTS,
+    ServiceHealthRow, ServiceLimitsRow, Settings, Slot, SocketRow, SpillKey, WATCHES_PER_CLIENT,
+    WatchRow,
 };
 
 /// Lets user space map an array into its memory (`BPF_F_MMAPABLE`), and puts its first row on a page's start.
@@ -63,6 +64,9 @@ pub static SOCKETS: Array<SocketRow> = Array::with_max_entries(SOCKET_SLOTS, MMA
 #[map(name = "sockets_spilled")]
 pub static SOCKETS_SPILLED: LruHashMap<SpillKey, SocketRow> =
     LruHashMap::with_max_entries(16384, 0);
+
+#[map(name = "flows")]
+pub static FLOWS: LruHashMap<FlowKey, FlowRow> = LruHashMap::with_max_entries(32768, 0);
 
 /// Adds one to a counter of this CPU.
 #[inline(always)]

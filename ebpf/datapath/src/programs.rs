@@ -1,8 +1,11 @@
 mod connect;
 mod failure;
+mod flow;
 mod getpeername;
 mod health;
 mod lookup;
 mod pick;
+mod recvmsg;
 mod release;
+mod sendmsg;
 mod socket;

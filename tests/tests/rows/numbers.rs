@@ -161,7 +161,7 @@ fn memory(world: &mut World) -> anyhow::Result<()> {
 fn instructions(world: &mut World) -> anyhow::Result<()> {
     let walked = world.datapath().verified_instructions();
     ensure!(
-        walked.len() == 7,
+        walked.len() == 11,
         "the kernel says instructions of {} programs",
         walked.len()
     );

@@ -9,15 +9,15 @@ use aya_ebpf::programs::SockAddrContext;
 use isthmus_abi::{BackendRow, NetPort, Refusal, client};
 use isthmus_datapath::protocol;
 
-use super::lookup::{Hit, look_up, look_up4};
+use super::lookup::{Hit, Known, look_up, look_up4};
 use super::pick::{Pick, client_scope, note_refusal, pick};
 use super::socket;
 use crate::maps::SETTINGS;
 
 /// What a cgroup program returns to let the call go on.
-const ALLOW: i32 = 1;
+pub(super) const ALLOW: i32 = 1;
 /// What it returns to fail the call, with the errno of `bpf_set_retval`.
-const DENY: i32 = 0;
+pub(super) const DENY: i32 = 0;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
@@ -89,7 +89,8 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
     }
 }
 
-enum Verdict {
+/// What becomes of a call that names an address.
+pub(super) enum Verdict {
     To(&'static BackendRow),
     Pass,
     Refuse,
@@ -104,8 +105,9 @@ fn connect(
     port: NetPort,
     protocol: u16,
 ) -> Verdict {
-    match hit {
-        Hit::Service(service) => match pick(ctx, service, protocol) {
+    let service = hit.service;
+    match hit.known {
+        Known::Service => match pick(ctx, service, protocol) {
             Pick::Backend(picked) => {
                 socket::remember(ctx, protocol, asked, port, &picked);
                 return Verdict::To(picked.row);
@@ -117,21 +119,29 @@ fn connect(
                 return Verdict::Refuse;
             }
         },
-        // Who is out of scope is let alone here too.
-        Hit::UnknownPort => {
-            if let Some(settings) = SETTINGS.get(0)
-                && client_scope(ctx, settings) == client::TRANSLATE
-            {
-                note_refusal(Refusal::UnknownPort, None);
-                refuse();
+        Known::UnknownPort => {
+            if refuses_unknown_port(ctx) {
                 return Verdict::Refuse;
             }
         }
-        Hit::None => {}
+        Known::Nothing => {}
     }
     // The socket may have been a service's before (`AF_UNSPEC`, then another address).
-    socket::forget(ctx, protocol);
+    socket::forget(ctx, protocol, asked, port);
     Verdict::Pass
+}
+
+/// Refuses, unless the client is out of scope: who is, is let alone here too.
+#[inline(always)]
+pub(super) fn refuses_unknown_port(ctx: &SockAddrContext) -> bool {
+    let ours = SETTINGS
+        .get(0)
+        .is_some_and(|settings| client_scope(ctx, settings) == client::TRANSLATE);
+    if ours {
+        note_refusal(Refusal::UnknownPort, None);
+        refuse();
+    }
+    ours
 }
 
 /// Sets the errno of the call.
@@ -147,7 +157,7 @@ pub(super) fn refuse() {
 /// # Safety
 /// `call` is a valid context.
 #[inline(always)]
-unsafe fn user_port(call: *const bpf_sock_addr) -> NetPort {
+pub(super) unsafe fn user_port(call: *const bpf_sock_addr) -> NetPort {
     // SAFETY: the caller's promise. The port is the low half, in network order.
     NetPort::from_net(unsafe { read_volatile(addr_of!((*call).user_port)) } as u16)
 }

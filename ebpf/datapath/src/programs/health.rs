@@ -11,7 +11,7 @@ use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_ge
 use aya_ebpf::programs::SockAddrContext;
 use isthmus_abi::{
     BackendHealthRow, Counter, EPOCH_SHIFT, EventKind, FailureCause, HealthState, MARKS, Ring,
-    Standing, TICK_SHIFT, TIERS_MAX, TierHead, WALK_MAX, WatchRow, service_flags, watch_slot,
+    Standing, TICK_SHIFT, TIERS_MAX, TierHead, WALK_MAX, service_flags, watch_slot,
 };
 use isthmus_datapath::{
     Drawn, FIRST_EJECTION, Fate, Judgement, Stance, TRIAL, WEIGHT_FAILED, WEIGHT_UNANSWERED,

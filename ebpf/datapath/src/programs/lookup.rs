@@ -5,11 +5,36 @@ use isthmus_datapath::{in_cidr4, in_cidr6, mapped_v4};
 
 use crate::maps::{FRONTENDS4, FRONTENDS6, SETTINGS};
 
-pub enum Hit {
-    Service(u32),
+pub enum Known {
+    Service,
     /// The address is a service's, the port is not.
     UnknownPort,
-    None,
+    Nothing,
+}
+
+/// What the frontends know, and of which service: 0 where there is none. Not a payload of [`Known`]: compilers copy one also
+/// where it was never written, and the verifier takes no such copy.
+pub struct Hit {
+    pub known: Known,
+    pub service: u32,
+}
+
+impl Hit {
+    const UNKNOWN_PORT: Self = Self {
+        known: Known::UnknownPort,
+        service: 0,
+    };
+    const NOTHING: Self = Self {
+        known: Known::Nothing,
+        service: 0,
+    };
+    #[inline(always)]
+    const fn service(service: u32) -> Self {
+        Self {
+            known: Known::Service,
+            service,
+        }
+    }
 }
 
 #[inline(always)]
@@ -22,15 +47,15 @@ pub fn look_up4(address: u32, port: NetPort, protocol: u16) -> Hit {
     // SAFETY: a frontend's row is never replaced, and its place is not used again before every program that could
     // hold it has ended: the agent waits for that.
     if let Some(value) = unsafe { FRONTENDS4.get(&key) } {
-        return Hit::Service(value.service);
+        return Hit::service(value.service);
     }
     let Some(settings) = SETTINGS.get(0) else {
-        return Hit::None;
+        return Hit::NOTHING;
     };
     if settings.refuse_unknown_port == 0
         || !(0..CIDRS_MAX).any(|i| in_cidr4(&settings.service_cidrs4[i], address))
     {
-        return Hit::None;
+        return Hit::NOTHING;
     }
     let own = Frontend4Key {
         address,
@@ -38,9 +63,9 @@ pub fn look_up4(address: u32, port: NetPort, protocol: u16) -> Hit {
         scope_protocol: ScopeProtocol::new(0, ScopeProtocol::ADDRESS_ONLY),
     };
     if FRONTENDS4.get_ptr(&own).is_some() {
-        Hit::UnknownPort
+        Hit::UNKNOWN_PORT
     } else {
-        Hit::None
+        Hit::NOTHING
     }
 }
 
@@ -53,15 +78,15 @@ pub fn look_up6(address: [u32; 4], port: NetPort, protocol: u16) -> Hit {
     };
     // SAFETY: as in `look_up4`.
     if let Some(value) = unsafe { FRONTENDS6.get(&key) } {
-        return Hit::Service(value.service);
+        return Hit::service(value.service);
     }
     let Some(settings) = SETTINGS.get(0) else {
-        return Hit::None;
+        return Hit::NOTHING;
     };
     if settings.refuse_unknown_port == 0
         || !(0..CIDRS_MAX).any(|i| in_cidr6(&settings.service_cidrs6[i], address))
     {
-        return Hit::None;
+        return Hit::NOTHING;
     }
     let own = Frontend6Key {
         address,
@@ -69,9 +94,9 @@ pub fn look_up6(address: [u32; 4], port: NetPort, protocol: u16) -> Hit {
         scope_protocol: ScopeProtocol::new(0, ScopeProtocol::ADDRESS_ONLY),
     };
     if FRONTENDS6.get_ptr(&own).is_some() {
-        Hit::UnknownPort
+        Hit::UNKNOWN_PORT
     } else {
-        Hit::None
+        Hit::NOTHING
     }
 }
 
@@ -79,15 +104,15 @@ pub fn look_up6(address: [u32; 4], port: NetPort, protocol: u16) -> Hit {
 #[inline(always)]
 pub fn look_up(address: [u32; 4], port: NetPort, protocol: u16) -> Hit {
     match look_up_any(&address, port, protocol) {
-        UNKNOWN_PORT => Hit::UnknownPort,
-        NONE => Hit::None,
-        service => Hit::Service(service as u32),
+        UNKNOWN_PORT => Hit::UNKNOWN_PORT,
+        NOTHING => Hit::NOTHING,
+        service => Hit::service(service as u32),
     }
 }
 
 /// No service's index is so large.
 const UNKNOWN_PORT: u64 = u64::MAX;
-const NONE: u64 = u64::MAX - 1;
+const NOTHING: u64 = u64::MAX - 1;
 
 /// A function of its own, so that to the verifier both families look alike when it returns.
 #[inline(never)]
@@ -96,9 +121,9 @@ fn look_up_any(address: &[u32; 4], port: NetPort, protocol: u16) -> u64 {
         Some(v4) => look_up4(v4, port, protocol),
         None => look_up6(*address, port, protocol),
     };
-    match hit {
-        Hit::Service(service) => service.into(),
-        Hit::UnknownPort => UNKNOWN_PORT,
-        Hit::None => NONE,
+    match hit.known {
+        Known::Service => hit.service.into(),
+        Known::UnknownPort => UNKNOWN_PORT,
+        Known::Nothing => NOTHING,
     }
 }

@@ -15,6 +15,7 @@ use isthmus_abi::{
 
 use isthmus_datapath::{Fate, fate};
 
+use super::flow;
 use super::pick::Picked;
 use crate::atomic;
 use crate::kernel::Sock;
@@ -36,6 +37,8 @@ const AF_INET: u32 = 2;
 /// Word of `scratch`: where a pointer becomes a number.
 const POINTER: usize = 1;
 
+/// `IPPROTO_UDP`.
+const UDP: u16 = 17;
 /// `TCP_CLOSE` (net/tcp_states.h).
 const CLOSE: u8 = 7;
 /// `TCP_SYN_SENT`.
@@ -78,9 +81,9 @@ fn number(socket: *const c_void) -> Option<u64> {
 }
 
 /// A socket, as its rows know it.
-struct Owner {
+pub(super) struct Owner {
     place: Place,
-    cookie: u64,
+    pub(super) cookie: u64,
 }
 
 impl Owner {
@@ -91,6 +94,26 @@ impl Owner {
             place: place(socket)?,
             cookie: 0,
         })
+    }
+    /// The socket of a call, which is no part of a greater one.
+    #[inline(always)]
+    pub(super) fn of(ctx: &SockAddrContext, socket: *const c_void) -> Option<Self> {
+        Some(Self {
+            place: place(socket)?,
+            // SAFETY: the helper takes this program type's context.
+            cookie: unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) },
+        })
+    }
+    /// Whether records of sockets of this place may stand in a hash.
+    #[inline(always)]
+    pub(super) fn may_have_spilled(&self) -> bool {
+        // SAFETY: a byte of a row inside the map.
+        unsafe { read_volatile(addr_of!((*self.place.row).spilled)) != 0 }
+    }
+    #[inline(always)]
+    pub(super) fn mark_spilled(&self) {
+        // SAFETY: a byte that is only ever set.
+        unsafe { write_volatile(addr_of_mut!((*self.place.row).spilled), 1) };
     }
     #[inline(always)]
     fn spill_key(&self) -> SpillKey {
@@ -123,11 +146,25 @@ pub fn remember(
     port: NetPort,
     picked: &Picked,
 ) {
-    let backend = picked.row;
     let socket = of_context(ctx);
-    let Some(owner) = owner_at_connect(ctx, socket, protocol) else {
-        return;
-    };
+    if let Some(owner) = owner_at_connect(ctx, socket, protocol) {
+        note(socket, &owner, address, port, picked);
+        if protocol == ScopeProtocol::UDP && owner.may_have_spilled() {
+            flow::let_go(owner.cookie, &picked.row.address, picked.row.port);
+        }
+    }
+}
+
+/// Writes the record of `owner`, which is `socket` or its whole.
+#[inline(always)]
+pub(super) fn note(
+    socket: *const c_void,
+    owner: &Owner,
+    address: [u32; 4],
+    port: NetPort,
+    picked: &Picked,
+) {
+    let backend = picked.row;
     let Place { row, distance } = owner.place;
     // SAFETY: an aligned word inside the map's row; a plain read, confirmed by the exchange.
     let seen = unsafe { read_volatile(addr_of!((*row).socket)) };
@@ -135,7 +172,7 @@ pub fn remember(
     let taken = seen != CLAIMED
         && unsafe { atomic::exchange_if(addr_of_mut!((*row).socket), seen, CLAIMED) };
     if !taken {
-        spill_own(&owner, address, port, picked);
+        spill_own(owner, address, port, picked);
         return;
     }
     if seen != FREE && seen != distance {
@@ -176,11 +213,7 @@ fn owner_at_connect(ctx: &SockAddrContext, socket: *const c_void, protocol: u16)
             return Owner::whole(whole.cast());
         }
     }
-    Some(Owner {
-        place: place(socket)?,
-        // SAFETY: the helper takes this program type's context.
-        cookie: unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) },
-    })
+    Owner::of(ctx, socket)
 }
 
 /// Moves the row of another socket to the hash, if that socket lives: closed ones leave their records behind, and nobody
@@ -193,7 +226,13 @@ fn spill_other(socket: *const c_void, row: *mut SocketRow, seen: u64, distance: 
     let other = Sock(own.wrapping_add(seen.wrapping_sub(distance)));
     // SAFETY: the caller has taken the row.
     let cookie = unsafe { (*row).cookie };
-    let lives = other.state() != CLOSE && (cookie == 0 || other.cookie() == cookie);
+    let same = cookie == 0 || other.cookie() == cookie;
+    // A datagram socket without a peer is in CLOSE all its life.
+    let lives = if other.protocol() == UDP {
+        same && other.is_held()
+    } else {
+        same && other.state() != CLOSE
+    };
     if !lives {
         return;
     }
@@ -230,8 +269,7 @@ fn spill_own(owner: &Owner, address: [u32; 4], port: NetPort, picked: &Picked) {
         service: backend.service,
     };
     let stored = SOCKETS_SPILLED.insert(&owner.spill_key(), &own, 0).is_ok();
-    // SAFETY: a byte that is only ever set.
-    unsafe { write_volatile(addr_of_mut!((*owner.place.row).spilled), 1) };
+    owner.mark_spilled();
     count(if stored {
         Counter::SocketSpilled
     } else {
@@ -244,7 +282,7 @@ fn spill_own(owner: &Owner, address: [u32; 4], port: NetPort, picked: &Picked) {
 ///
 /// Most sockets that come here never were a service's: those pay for a look at one row, and for no helper.
 #[inline(always)]
-pub fn forget(ctx: &SockAddrContext, protocol: u16) {
+pub fn forget(ctx: &SockAddrContext, protocol: u16, address: [u32; 4], port: NetPort) {
     let socket = of_context(ctx);
     let mut key = 0;
     let mut at = place(socket);
@@ -274,6 +312,10 @@ pub fn forget(ctx: &SockAddrContext, protocol: u16) {
                 key = bpf_get_socket_cookie(ctx.sock_addr.cast());
             }
             let _ = SOCKETS_SPILLED.remove(&SpillKey { cookie: key });
+            // Who connects there itself is to see it as itself.
+            if protocol == ScopeProtocol::UDP {
+                flow::let_go(key, &address, port.net());
+            }
         }
     }
 }
@@ -301,13 +343,39 @@ pub fn recall(ctx: &SockAddrContext, peer: [u32; 4], port: NetPort) -> Option<([
     let owner = if protocol == PROTOCOL_MPTCP {
         Owner::whole(socket)?
     } else {
-        Owner {
-            place: place(socket)?,
-            // SAFETY: the helper takes this program type's context.
-            cookie: unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) },
-        }
+        Owner::of(ctx, socket)?
     };
-    let row = record(&owner)?;
+    shown_as(&owner, &peer, port)
+}
+
+/// As whose a socket sees what comes from `from`: the service's address and port (network order) that it sent to, if that
+/// went there.
+#[inline(always)]
+pub fn source(ctx: &SockAddrContext, from: [u32; 4], port: NetPort) -> Option<([u32; 4], u16)> {
+    let socket = of_context(ctx);
+    let Place { row, distance } = place(socket)?;
+    // SAFETY: aligned words of a row inside the map.
+    let (own, spilled) = unsafe {
+        (
+            read_volatile(addr_of!((*row).socket)) == distance,
+            read_volatile(addr_of!((*row).spilled)) != 0,
+        )
+    };
+    // Most sockets that receive are a server's, and never sent to a service.
+    if !own && !spilled {
+        return None;
+    }
+    let owner = Owner::of(ctx, socket)?;
+    if spilled && let Some(service) = flow::source(owner.cookie, &from, port.net()) {
+        return Some(service);
+    }
+    shown_as(&owner, &from, port)
+}
+
+/// The service's address and port (network order) of the record, if that leads to `peer`.
+#[inline(always)]
+fn shown_as(owner: &Owner, peer: &[u32; 4], port: NetPort) -> Option<([u32; 4], u16)> {
+    let row = record(owner)?;
     // SAFETY: the row is inside a map. What is read is believed only if the row was this socket's before and after.
     let (address, service_port, backend, backend_port) = unsafe {
         (
@@ -322,7 +390,69 @@ pub fn recall(ctx: &SockAddrContext, peer: [u32; 4], port: NetPort) -> Option<([
         && backend[1] == peer[1]
         && backend[2] == peer[2]
         && backend[3] == peer[3];
-    (still && record(&owner) == Some(row)).then_some((address, service_port))
+    (still && record(owner) == Some(row)).then_some((address, service_port))
+}
+
+/// Whose a socket's record is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Own {
+    /// The service's that was asked for.
+    Same,
+    Other,
+    None,
+}
+
+/// Where datagrams to a service go. Programs move it about whole, so it has no part that was never written.
+pub(super) struct Sent {
+    /// [`NOWHERE`] if they go nowhere yet.
+    pub(super) id: u32,
+    /// Network order.
+    pub(super) port: u32,
+    pub(super) address: [u32; 4],
+}
+
+/// No backend.
+pub(super) const NOWHERE: u32 = u32::MAX;
+
+impl Sent {
+    pub(super) const NOWHERE: Self = Self {
+        id: NOWHERE,
+        port: 0,
+        address: [0; 4],
+    };
+}
+
+/// What the socket's record says of a service. The kernel holds the socket's lock: no other call of its writes the record
+/// meanwhile.
+#[inline(always)]
+pub(super) fn own(owner: &Owner, service: &[u32; 4], port: NetPort, sent: &mut Sent) -> Own {
+    let Some(row) = record(owner) else {
+        return Own::None;
+    };
+    // SAFETY: words of a row inside a map, believed only if it was this socket's before and after.
+    let (address, service_port) = unsafe {
+        sent.id = read_volatile(addr_of!((*row).backend));
+        sent.port = u32::from(read_volatile(addr_of!((*row).backend_port)));
+        sent.address = read_volatile(addr_of!((*row).backend_address));
+        (
+            read_volatile(addr_of!((*row).service_address)),
+            read_volatile(addr_of!((*row).service_port)),
+        )
+    };
+    let same = service_port == port.net()
+        && address[0] == service[0]
+        && address[1] == service[1]
+        && address[2] == service[2]
+        && address[3] == service[3];
+    if record(owner) != Some(row) {
+        sent.id = NOWHERE;
+        return Own::None;
+    }
+    if same {
+        return Own::Same;
+    }
+    sent.id = NOWHERE;
+    Own::Other
 }
 
 /// Where the socket's record stands now.

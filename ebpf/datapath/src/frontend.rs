@@ -1,15 +1,20 @@
-use isthmus_abi::{Cidr4, Cidr6, ScopeProtocol};
+use isthmus_abi::{Cidr4, Cidr6};
 
-/// The map's number of an IP protocol (IANA), or `None` for one that has no services. MPTCP (262, Linux' own) is TCP to
+/// The map's number of an IP protocol (IANA), or `None` for one that has no services here. MPTCP (262, Linux' own) is TCP to
 /// everybody but the socket's owner.
+///
+/// Told without a branch for each, lest everything after it be verified once for each.
 #[inline(always)]
 #[must_use]
 pub const fn protocol(ip_protocol: u32) -> Option<u16> {
-    match ip_protocol {
-        6 | 262 => Some(ScopeProtocol::TCP),
-        17 => Some(ScopeProtocol::UDP),
-        132 => Some(ScopeProtocol::SCTP),
-        _ => None,
+    /// What MPTCP's number has beyond TCP's.
+    const MPTCP: u32 = 262 - 6;
+    const SERVED: u32 = 1 << 6 | 1 << 17;
+    let number = ip_protocol & !MPTCP;
+    if number < u32::BITS && SERVED >> number & 1 != 0 {
+        Some(number as u16)
+    } else {
+        None
     }
 }
 
@@ -42,6 +47,17 @@ pub const fn in_cidr6(cidr: &Cidr6, address: [u32; 4]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use isthmus_abi::ScopeProtocol;
+
+    #[test]
+    fn protocols_of_services_are_told() {
+        assert_eq!(protocol(6), Some(ScopeProtocol::TCP));
+        assert_eq!(protocol(262), Some(ScopeProtocol::TCP));
+        assert_eq!(protocol(17), Some(ScopeProtocol::UDP));
+        for other in (0..1024).filter(|number| ![6, 262, 17, 273].contains(number)) {
+            assert_eq!(protocol(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn mapped_addresses_are_found() {

@@ -2,9 +2,11 @@
 //! kernel's BTF.
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 use core::ptr::read_volatile;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use isthmus_datapath::difference;
 
 macro_rules! offsets {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
@@ -52,19 +54,19 @@ pub struct Sock(pub u64);
 
 /// Reads a value at `base + offset`; zeroes where no memory is.
 #[inline(always)]
-fn peek<T: Copy + Default>(base: u64, offset: &'static u32) -> T {
-    let mut value = T::default();
+fn peek<T: Copy>(base: u64, offset: &'static u32) -> T {
+    let mut value = MaybeUninit::<T>::uninit();
     // SAFETY: a constant of the loaded object; volatile, since its value here is not the one it is loaded with.
     let offset = unsafe { read_volatile(offset) };
-    // SAFETY: the helper writes `size_of::<T>()` bytes to `value`, zeroes if the place cannot be read.
+    // SAFETY: the helper writes `size_of::<T>()` bytes to `value`, zeroes if the place cannot be read. Numbers only are read.
     unsafe {
         bpf_probe_read_kernel(
-            (&raw mut value).cast::<c_void>(),
+            value.as_mut_ptr().cast::<c_void>(),
             size_of::<T>() as u32,
             (base + u64::from(offset)) as *const c_void,
         );
+        value.assume_init()
     }
-    value
 }
 
 impl Sock {
@@ -130,6 +132,6 @@ impl Sock {
             return address[3] == v4;
         }
         let v6: [u32; 4] = peek(self.0, &SKC_V6_DADDR);
-        v6[0] == address[0] && v6[1] == address[1] && v6[2] == address[2] && v6[3] == address[3]
+        difference(&v6, address) == 0
     }
 }

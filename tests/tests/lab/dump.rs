@@ -38,9 +38,9 @@ fn frontend_key(row: &Value) -> (&'static str, Vec<u8>) {
         IpAddr::V6(v6) => ("frontends6", v6.octets().to_vec()),
     };
     let protocol = match row["protocol"].as_str().unwrap() {
-        "TCP" => 1,
-        "UDP" => 2,
-        "SCTP" => 3,
+        "TCP" => 6,
+        "UDP" => 17,
+        "SCTP" => 4,
         _ => 0,
     };
     key.extend(u16::try_from(number(&row["port"])).unwrap().to_be_bytes());

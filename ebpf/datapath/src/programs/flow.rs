@@ -10,20 +10,33 @@ use core::ptr::{addr_of, read_volatile};
 use aya_ebpf::helpers::generated::bpf_loop;
 use aya_ebpf::programs::SockAddrContext;
 use isthmus_abi::{
-    BackendRow, Counter, FLOW_VERSION, FlowKey, FlowRow, NO_MARK, NetPort, Ring, ScopeProtocol,
+    Counter, FLOW_VERSION, FlowKey, FlowRow, NO_MARK, NetPort, Ring, ScopeProtocol,
     TierHead, flow_side,
 };
-use isthmus_datapath::{Drawn, judge};
+use isthmus_datapath::{Drawn, difference, is_at, judge};
 
 use super::connect::{Verdict, refuse, refuses_unknown_port};
 use super::lookup::{Hit, Known};
 use super::pick::{Pick, Picked, note_refusal, pick};
-use super::socket::{self, NOWHERE, Own, Owner, Sent};
+use super::socket::{self, NOWHERE, Owner, Sent, own};
 use crate::maps::{BACKENDS, FLOWS, RINGS, SLOTS, count};
 
 /// Most slots of a ring that are searched for a backend under another id.
 const SEARCH_MAX: u32 = 4096;
+
+/// A datagram to a service.
+struct Datagram<'a> {
+    owner: &'a Owner,
+    asked: &'a [u32; 4],
+    /// Network order.
+    port: u32,
+    service: u32,
+}
+
 /// Decides where a datagram to `asked` goes, of which the frontends know `hit`.
+///
+/// Each step is a function of its own that gives back a number, so that the verifier does not walk the next one for each
+/// way through it.
 #[inline(always)]
 pub fn send(ctx: &SockAddrContext, hit: Hit, asked: [u32; 4], port: NetPort) -> Verdict {
     match hit.known {
@@ -31,69 +44,98 @@ pub fn send(ctx: &SockAddrContext, hit: Hit, asked: [u32; 4], port: NetPort) -> 
         Known::UnknownPort if refuses_unknown_port(ctx) => return Verdict::Refuse,
         Known::UnknownPort | Known::Nothing => return Verdict::Pass,
     }
-    let service = hit.service;
     let socket = socket::of_context(ctx);
     let Some(owner) = Owner::of(ctx, socket) else {
         return Verdict::Pass;
     };
-    let spilled = owner.may_have_spilled();
-    let mut sent = Sent::NOWHERE;
-    let own = socket::own(&owner, &asked, port, &mut sent);
-    // A connect may have made the row another's, or nobody's, after this service came to stand in `flows`.
-    let mut in_flows = own == Own::Other;
-    if own != Own::Same && spilled {
-        destination(owner.cookie, &asked, port.net(), &mut sent);
-        in_flows |= sent.id != NOWHERE;
-    }
-    let id = if sent.id == NOWHERE {
-        NOWHERE
-    } else {
-        present(service, &sent)
+    let datagram = Datagram {
+        owner: &owner,
+        asked: &asked,
+        port: u32::from(port.net()),
+        service: hit.service,
     };
-    if let Some(row) = BACKENDS.get(id) {
-        if sent.id != id {
-            keep(socket, &owner, in_flows, asked, port, &unwatched(id, row));
-        } else if in_flows {
-            show(owner.cookie, &asked, port.net(), &sent);
-        } else if spilled {
-            let_go(owner.cookie, &sent.address, sent.port as u16);
-        }
+    let mut sent = Sent::NOWHERE;
+    let known = kept(&datagram, &mut sent);
+    if let Some(row) = BACKENDS.get(known) {
         return Verdict::To(row);
     }
-    match pick(ctx, service, ScopeProtocol::UDP) {
-        Pick::Backend(picked) => {
-            keep(socket, &owner, in_flows, asked, port, &picked);
-            Verdict::To(picked.row)
+    let mut id = NOWHERE;
+    if known == GONE {
+        id = search(&datagram, &sent);
+    }
+    let picked = match BACKENDS.get(id) {
+        Some(row) => Picked {
+            id,
+            row,
+            mark: NO_MARK,
+            watched: false,
+        },
+        None => match pick(ctx, hit.service, ScopeProtocol::UDP) {
+            Pick::Backend(picked) => picked,
+            Pick::Pass => return Verdict::Pass,
+            Pick::Refuse(refusal) => {
+                note_refusal(refusal, Some(hit.service));
+                refuse();
+                return Verdict::Refuse;
+            }
+        },
+    };
+    keep(socket, &datagram, &picked);
+    Verdict::To(picked.row)
+}
+
+/// The service's datagrams went to a backend that is no more the service's under the id that is noted.
+const GONE: u32 = NOWHERE - 1;
+
+/// The backend that the service's datagrams went to, if it still is the service's under this id; else [`GONE`], or
+/// [`NOWHERE`] if they went nowhere yet.
+#[inline(never)]
+fn kept(datagram: &Datagram, sent: &mut Sent) -> u32 {
+    let cookie = datagram.owner.cookie;
+    let spilled = datagram.owner.may_have_spilled();
+    let own = socket::own(datagram.owner, datagram.asked, datagram.port, sent);
+    if own == own::SAME {
+        let id = still_there(datagram.service, sent);
+        if spilled && id != GONE {
+            let_go(cookie, &sent.address, sent.port as u16);
         }
-        Pick::Pass => Verdict::Pass,
-        Pick::Refuse(refusal) => {
-            note_refusal(refusal, Some(service));
-            refuse();
-            Verdict::Refuse
-        }
+        return id;
+    }
+    // A connect may have made the row another's, or nobody's, after this service came to stand in `flows`.
+    if !spilled || destination(cookie, datagram.asked, datagram.port as u16, sent) == 0 {
+        return NOWHERE;
+    }
+    let id = still_there(datagram.service, sent);
+    if id != GONE {
+        show(cookie, datagram.asked, datagram.port as u16, sent);
+    }
+    id
+}
+
+#[inline(never)]
+fn still_there(service: u32, sent: &Sent) -> u32 {
+    match BACKENDS.get(sent.id) {
+        Some(row) if is_at(row, service, &sent.address, sent.port as u16) => sent.id,
+        _ => GONE,
     }
 }
 
-#[inline(always)]
-fn unwatched(id: u32, row: &'static BackendRow) -> Picked {
-    Picked {
-        id,
-        row,
-        mark: NO_MARK,
-        watched: false,
+/// 1 if the socket's own row is another service's: this one's record stands in `flows`, or is to.
+#[inline(never)]
+fn belongs_in_flows(datagram: &Datagram) -> u32 {
+    let owner = datagram.owner;
+    let mut sent = Sent::NOWHERE;
+    match socket::own(owner, datagram.asked, datagram.port, &mut sent) {
+        own::SAME => 0,
+        own::NONE if owner.may_have_spilled() => destination(
+            owner.cookie,
+            datagram.asked,
+            datagram.port as u16,
+            &mut sent,
+        ),
+        own::NONE => 0,
+        _ => 1,
     }
-}
-
-/// Under which id the service still has this backend; [`NOWHERE`] if it has not. Ids change with the maps' version, and when a
-/// backend goes and comes back.
-#[inline(always)]
-fn present(service: u32, sent: &Sent) -> u32 {
-    if let Some(row) = BACKENDS.get(sent.id)
-        && isthmus_datapath::is_at(row, service, &sent.address, sent.port as u16)
-    {
-        return sent.id;
-    }
-    search(service, sent)
 }
 
 /// A search over the slots of a ring, tier by tier.
@@ -111,8 +153,11 @@ struct Search {
     port: u32,
 }
 
+/// Under which other id the service has the backend that its datagrams went to; [`NOWHERE`] if it has it no more. Ids change
+/// with the maps' version, and when a backend goes and comes back.
 #[inline(never)]
-fn search(service: u32, sent: &Sent) -> u32 {
+fn search(datagram: &Datagram, sent: &Sent) -> u32 {
+    let service = datagram.service;
     let Some(ring) = RINGS.get_ptr(service) else {
         return NOWHERE;
     };
@@ -167,7 +212,7 @@ unsafe extern "C" fn step(_: u64, search: *mut c_void) -> i64 {
     search.left = search.left.wrapping_sub(1);
     if let Some(row) = BACKENDS.get(slot.backend())
         && judge(search.service, slot, row) == Drawn::Ours
-        && isthmus_datapath::is_at(row, search.service, &search.address, search.port as u16)
+        && is_at(row, search.service, &search.address, search.port as u16)
     {
         search.found = slot.backend();
         return END;
@@ -177,20 +222,15 @@ unsafe extern "C" fn step(_: u64, search: *mut c_void) -> i64 {
 
 /// Notes where the socket's datagrams to the service go.
 #[inline(always)]
-fn keep(
-    socket: *const c_void,
-    owner: &Owner,
-    in_flows: bool,
-    asked: [u32; 4],
-    port: NetPort,
-    picked: &Picked,
-) {
-    if in_flows {
+fn keep(socket: *const c_void, datagram: &Datagram, picked: &Picked) {
+    let owner = datagram.owner;
+    if belongs_in_flows(datagram) != 0 {
         owner.mark_spilled();
-        put(owner.cookie, &asked, port.net(), picked.id);
+        put(owner.cookie, datagram.asked, datagram.port as u16, picked.id);
         return;
     }
-    socket::note(socket, owner, asked, port, picked);
+    let port = NetPort::from_net(datagram.port as u16);
+    socket::note(socket, owner, *datagram.asked, port, picked);
     if owner.may_have_spilled() {
         let_go(owner.cookie, &picked.row.address, picked.row.port);
     }
@@ -240,11 +280,7 @@ fn show(cookie: u64, service: &[u32; 4], port: u16, sent: &Sent) -> u32 {
     let key = key(cookie, &sent.address, sent.port as u16, flow_side::BACKEND);
     let mut seen = Sent::NOWHERE;
     if look_up(&key, &mut seen)
-        && seen.port == u32::from(port)
-        && seen.address[0] == service[0]
-        && seen.address[1] == service[1]
-        && seen.address[2] == service[2]
-        && seen.address[3] == service[3]
+        && (seen.port ^ u32::from(port)) | difference(&seen.address, service) == 0
     {
         return 0;
     }
@@ -287,12 +323,10 @@ fn look_up(key: &FlowKey, sent: &mut Sent) -> bool {
     }
 }
 
+/// 1 if `flows` says where the service's datagrams go.
 #[inline(never)]
 fn destination(cookie: u64, service: &[u32; 4], port: u16, sent: &mut Sent) -> u32 {
-    if !look_up(&key(cookie, service, port, flow_side::SERVICE), sent) {
-        sent.id = NOWHERE;
-    }
-    0
+    look_up(&key(cookie, service, port, flow_side::SERVICE), sent).into()
 }
 
 /// The service's address and port, if what comes from here is to be seen as its.

@@ -43,57 +43,30 @@ pub fn pick(ctx: &SockAddrContext, service: u32, protocol: u16) -> Pick {
         count(Counter::ClientOutOfScope);
         return Pick::Pass;
     }
-    let drawn = match draw_once(service) {
-        Ok(drawn) => drawn,
-        Err(refusal) => return Pick::Refuse(refusal),
+    let mut drawn = Draw {
+        ring: Ring::EMPTY,
+        id: 0,
     };
-    if settings.passive_health == 0 || protocol != ScopeProtocol::TCP {
-        return take(Picked {
-            id: drawn.id,
-            row: drawn.row,
-            mark: NO_MARK,
-            watched: false,
+    let refusal = draw_once(service, &mut drawn);
+    if refusal != DRAWN {
+        return Pick::Refuse(if refusal == GAVE_UP {
+            Refusal::DrawGaveUp
+        } else {
+            Refusal::NoBackend
         });
     }
-    take_healthy(ctx, service, drawn)
-}
-
-/// A backend of the first tier, and the ring that it was drawn from.
-struct Draw {
-    ring: Ring,
-    id: u32,
-    row: &'static BackendRow,
-}
-
-#[inline(always)]
-fn draw_once(service: u32) -> Result<Draw, Refusal> {
-    for _ in 0..DRAW_TRIES {
-        let ring = RINGS.get_ptr(service).ok_or(Refusal::NoBackend)?;
-        // SAFETY: one aligned word, written whole.
-        let ring = unsafe { read_volatile(ring) };
-        // SAFETY: a helper without arguments.
-        let random = unsafe { bpf_get_prandom_u32() };
-        let index = draw(ring, random).ok_or(Refusal::NoBackend)?;
-        if let Some(slot) = SLOTS.get_ptr(index) {
-            // SAFETY: one aligned word, written whole.
-            let slot = unsafe { read_volatile(slot) };
-            if let Some(row) = BACKENDS.get(slot.backend())
-                && judge(service, slot, row) == Drawn::Ours
-            {
-                return Ok(Draw {
-                    ring,
-                    id: slot.backend(),
-                    row,
-                });
-            }
-        }
-        count(Counter::DrawRetried);
+    let Some(row) = BACKENDS.get(drawn.id) else {
+        return Pick::Refuse(Refusal::NoBackend);
+    };
+    let mut picked = Picked {
+        id: drawn.id,
+        row,
+        mark: NO_MARK,
+        watched: false,
+    };
+    if settings.passive_health != 0 && protocol == ScopeProtocol::TCP {
+        heed_health(ctx, service, &drawn, &mut picked);
     }
-    Err(Refusal::DrawGaveUp)
-}
-
-#[inline(always)]
-fn take(picked: Picked) -> Pick {
     if let Some(health) = BACKEND_HEALTH.get_ptr_mut(picked.id) {
         // SAFETY: an aligned word that programs change by atomic addition only.
         unsafe { atomic::add(addr_of_mut!((*health).connects), 1) };
@@ -101,20 +74,56 @@ fn take(picked: Picked) -> Pick {
     Pick::Backend(picked)
 }
 
-/// Takes the drawn backend at once if nothing is held against it and the client stands there; the count and these words share
-/// a cache line.
+/// A backend of the first tier, and the ring that it was drawn from.
+struct Draw {
+    ring: Ring,
+    id: u32,
+}
+
+/// What [`draw_once`] says.
+const DRAWN: u32 = 0;
+const EMPTY: u32 = 1;
+const GAVE_UP: u32 = 2;
+
+/// A function of its own, so that to the verifier all tries look alike when it returns.
+#[inline(never)]
+fn draw_once(service: u32, drawn: &mut Draw) -> u32 {
+    for _ in 0..DRAW_TRIES {
+        let Some(ring) = RINGS.get_ptr(service) else {
+            return EMPTY;
+        };
+        // SAFETY: one aligned word, written whole.
+        let ring = unsafe { read_volatile(ring) };
+        // SAFETY: a helper without arguments.
+        let random = unsafe { bpf_get_prandom_u32() };
+        let Some(index) = draw(ring, random) else {
+            return EMPTY;
+        };
+        if let Some(slot) = SLOTS.get_ptr(index) {
+            // SAFETY: one aligned word, written whole.
+            let slot = unsafe { read_volatile(slot) };
+            if let Some(row) = BACKENDS.get(slot.backend())
+                && judge(service, slot, row) == Drawn::Ours
+            {
+                drawn.ring = ring;
+                drawn.id = slot.backend();
+                return DRAWN;
+            }
+        }
+        count(Counter::DrawRetried);
+    }
+    GAVE_UP
+}
+
+/// Leaves it at the drawn backend if nothing is held against that and the client stands there; the count and these words
+/// share a cache line.
 #[inline(always)]
-fn take_healthy(ctx: &SockAddrContext, service: u32, drawn: Draw) -> Pick {
+fn heed_health(ctx: &SockAddrContext, service: u32, drawn: &Draw, picked: &mut Picked) {
     // SAFETY: the helper takes this program type's context.
     let mark = client_mark(unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) });
-    let mut picked = Picked {
-        id: drawn.id,
-        row: drawn.row,
-        mark,
-        watched: false,
-    };
-    let Some(health) = BACKEND_HEALTH.get_ptr_mut(drawn.id) else {
-        return Pick::Backend(picked);
+    picked.mark = mark;
+    let Some(health) = BACKEND_HEALTH.get_ptr_mut(picked.id) else {
+        return;
     };
     // SAFETY: a helper without arguments. The last tick's time is good enough to tell epochs apart.
     let epoch = unsafe { bpf_ktime_get_coarse_ns() } >> EPOCH_SHIFT;
@@ -128,7 +137,7 @@ fn take_healthy(ctx: &SockAddrContext, service: u32, drawn: Draw) -> Pick {
         )
     };
     if state != 0 || standing.of(epoch) >> mark & 1 == 0 {
-        let mut request = Request::new(service, mark, drawn.id, drawn.ring);
+        let mut request = Request::new(service, mark, picked.id, drawn.ring);
         let id = health::choose(ctx, &mut request);
         picked.watched = request.watched();
         if let Some(row) = BACKENDS.get(id) {
@@ -136,7 +145,6 @@ fn take_healthy(ctx: &SockAddrContext, service: u32, drawn: Draw) -> Pick {
             picked.row = row;
         }
     }
-    take(picked)
 }
 
 /// Whether this client's connections are ours to translate. Asked after a hit only.

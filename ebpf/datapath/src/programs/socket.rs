@@ -13,7 +13,7 @@ use isthmus_abi::{
     Counter, NetPort, SOCKET_VERSION, ScopeProtocol, SocketRow, SpillKey, socket_slot, socket_tag,
 };
 
-use isthmus_datapath::{Fate, fate};
+use isthmus_datapath::{Fate, difference, fate};
 
 use super::flow;
 use super::pick::Picked;
@@ -181,8 +181,8 @@ pub(super) fn note(
     // SAFETY: the exchange made the row ours alone until `socket` is written.
     unsafe {
         (*row).cookie = owner.cookie;
-        (*row).service_address = address;
-        (*row).backend_address = backend.address;
+        copy(addr_of_mut!((*row).service_address), &address);
+        copy(addr_of_mut!((*row).backend_address), &backend.address);
         (*row).service_port = port.net();
         (*row).backend_port = backend.port;
         (*row).version = SOCKET_VERSION;
@@ -191,6 +191,21 @@ pub(super) fn note(
         (*row).backend = picked.id;
         (*row).service = backend.service;
         write_volatile(addr_of_mut!((*row).socket), distance);
+    }
+}
+
+/// Word by word: what the compiler makes of an assignment between places that might overlap is a call that copies bytes.
+///
+/// # Safety
+/// `to` is in a map's row that is the program's alone.
+#[inline(always)]
+unsafe fn copy(to: *mut [u32; 4], from: &[u32; 4]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        write_volatile(addr_of_mut!((*to)[0]), from[0]);
+        write_volatile(addr_of_mut!((*to)[1]), from[1]);
+        write_volatile(addr_of_mut!((*to)[2]), from[2]);
+        write_volatile(addr_of_mut!((*to)[3]), from[3]);
     }
 }
 
@@ -285,7 +300,9 @@ fn spill_own(owner: &Owner, address: [u32; 4], port: NetPort, picked: &Picked) {
 pub fn forget(ctx: &SockAddrContext, protocol: u16, address: [u32; 4], port: NetPort) {
     let socket = of_context(ctx);
     let mut key = 0;
-    let mut at = place(socket);
+    let Some(mut at) = place(socket) else {
+        return;
+    };
     if protocol == ScopeProtocol::TCP && has_mptcp() {
         // SAFETY: as in `owner_at_connect`.
         let whole = unsafe { bpf_skc_to_mptcp_sock(socket.cast_mut()) };
@@ -293,15 +310,14 @@ pub fn forget(ctx: &SockAddrContext, protocol: u16, address: [u32; 4], port: Net
             if joins(ctx) {
                 return;
             }
-            at = place(whole.cast());
-            if let Some(Place { distance, .. }) = at {
-                key = distance;
-            }
+            let Some(owners) = place(whole.cast()) else {
+                return;
+            };
+            at = owners;
+            key = at.distance;
         }
     }
-    let Some(Place { row, distance }) = at else {
-        return;
-    };
+    let Place { row, distance } = at;
     // SAFETY: aligned words inside the map's row. A row that another CPU takes meanwhile stays as that one writes it.
     unsafe {
         if read_volatile(addr_of!((*row).socket)) == distance {
@@ -377,29 +393,25 @@ pub fn source(ctx: &SockAddrContext, from: [u32; 4], port: NetPort) -> Option<([
 fn shown_as(owner: &Owner, peer: &[u32; 4], port: NetPort) -> Option<([u32; 4], u16)> {
     let row = record(owner)?;
     // SAFETY: the row is inside a map. What is read is believed only if the row was this socket's before and after.
-    let (address, service_port, backend, backend_port) = unsafe {
+    let (socket, address, service_port, backend, backend_port) = unsafe {
         (
+            read_volatile(addr_of!((*row).socket)),
             read_volatile(addr_of!((*row).service_address)),
             read_volatile(addr_of!((*row).service_port)),
             read_volatile(addr_of!((*row).backend_address)),
             read_volatile(addr_of!((*row).backend_port)),
         )
     };
-    let still = backend_port == port.net()
-        && backend[0] == peer[0]
-        && backend[1] == peer[1]
-        && backend[2] == peer[2]
-        && backend[3] == peer[3];
-    (still && record(owner) == Some(row)).then_some((address, service_port))
+    let still = u32::from(backend_port ^ port.net()) | difference(&backend, peer) == 0;
+    (still && still_of(owner, row, socket)).then_some((address, service_port))
 }
 
 /// Whose a socket's record is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Own {
+pub(super) mod own {
     /// The service's that was asked for.
-    Same,
-    Other,
-    None,
+    pub const SAME: u32 = 0;
+    pub const OTHER: u32 = 1;
+    pub const NONE: u32 = 2;
 }
 
 /// Where datagrams to a service go. Programs move it about whole, so it has no part that was never written.
@@ -422,37 +434,45 @@ impl Sent {
     };
 }
 
-/// What the socket's record says of a service. The kernel holds the socket's lock: no other call of its writes the record
-/// meanwhile.
-#[inline(always)]
-pub(super) fn own(owner: &Owner, service: &[u32; 4], port: NetPort, sent: &mut Sent) -> Own {
+/// What the socket's record says of a service, as one of [`own`]. `port` is in network order.
+#[inline(never)]
+pub(super) fn own(owner: &Owner, service: &[u32; 4], port: u32, sent: &mut Sent) -> u32 {
     let Some(row) = record(owner) else {
-        return Own::None;
+        return own::NONE;
     };
     // SAFETY: words of a row inside a map, believed only if it was this socket's before and after.
-    let (address, service_port) = unsafe {
+    let (socket, address, service_port) = unsafe {
+        let socket = read_volatile(addr_of!((*row).socket));
         sent.id = read_volatile(addr_of!((*row).backend));
         sent.port = u32::from(read_volatile(addr_of!((*row).backend_port)));
         sent.address = read_volatile(addr_of!((*row).backend_address));
         (
+            socket,
             read_volatile(addr_of!((*row).service_address)),
             read_volatile(addr_of!((*row).service_port)),
         )
     };
-    let same = service_port == port.net()
-        && address[0] == service[0]
-        && address[1] == service[1]
-        && address[2] == service[2]
-        && address[3] == service[3];
-    if record(owner) != Some(row) {
-        sent.id = NOWHERE;
-        return Own::None;
+    if !still_of(owner, row, socket) {
+        return own::NONE;
     }
-    if same {
-        return Own::Same;
+    if (u32::from(service_port) ^ port) | difference(&address, service) == 0 {
+        own::SAME
+    } else {
+        own::OTHER
     }
-    sent.id = NOWHERE;
-    Own::Other
+}
+
+/// Whether the record at `row` is still the owner's, of which `socket` was read before the rest of it.
+#[inline(always)]
+fn still_of(owner: &Owner, row: *const SocketRow, socket: u64) -> bool {
+    // SAFETY: aligned words of a row inside a map.
+    let (now, cookie) = unsafe {
+        (
+            read_volatile(addr_of!((*row).socket)),
+            read_volatile(addr_of!((*row).cookie)),
+        )
+    };
+    (now ^ socket) | (cookie ^ owner.cookie) == 0
 }
 
 /// Where the socket's record stands now.
@@ -467,7 +487,7 @@ fn record(owner: &Owner) -> Option<*mut SocketRow> {
             read_volatile(addr_of!((*row).spilled)),
         )
     };
-    if socket == distance && cookie == owner.cookie {
+    if (socket ^ distance) | (cookie ^ owner.cookie) == 0 {
         return Some(row);
     }
     if spilled == 0 {

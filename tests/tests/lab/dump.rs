@@ -44,7 +44,7 @@ fn frontend_key(row: &Value) -> (&'static str, Vec<u8>) {
         _ => 0,
     };
     key.extend(u16::try_from(number(&row["port"])).unwrap().to_be_bytes());
-    key.extend((u16::try_from(number(&row["scope"])).unwrap() << 4 | protocol).to_ne_bytes());
+    key.extend((u16::try_from(number(&row["scope"])).unwrap() << 5 | protocol).to_ne_bytes());
     (map, key)
 }
 

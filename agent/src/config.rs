@@ -147,6 +147,18 @@ pub struct AgentArgs {
     )]
     pub lb_ring_slots_max: u32,
 
+    /// Most clients of services with session affinity whose backend is remembered, each counted once for each such service;
+    /// beyond it those that connected least recently are drawn anew. Some 100 bytes of kernel memory each, 6.5 MiB at the
+    /// default.
+    #[arg(
+        long,
+        value_name = "ENTRIES",
+        default_value_t = 65536,
+        value_parser = clap::value_parser!(u32).range(64..=1 << 24),
+        help_heading = "Map sizes"
+    )]
+    pub lb_affinity_max: u32,
+
     #[command(subcommand)]
     pub command: Option<AgentCommand>,
 }
@@ -331,6 +343,7 @@ impl AgentArgs {
                 services: self.lb_services_max,
                 backends: self.lb_backends_max,
                 ring_slots: self.lb_ring_slots_max,
+                affinity: self.lb_affinity_max,
             },
             service_cidrs: self.service_cidr.clone(),
             translate_pods: self.socket_lb == SocketLb::All,
@@ -407,9 +420,10 @@ mod tests {
             (
                 args.lb_services_max,
                 args.lb_backends_max,
-                args.lb_ring_slots_max
+                args.lb_ring_slots_max,
+                args.lb_affinity_max
             ),
-            (65536, 65536, 262_144)
+            (65536, 65536, 262_144, 65536)
         );
     }
 

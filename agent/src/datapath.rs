@@ -5,8 +5,10 @@
 
 mod btf;
 mod cgroup;
+mod diag;
 mod events;
 mod links;
+mod orphans;
 mod plan;
 mod sys;
 mod tables;
@@ -34,6 +36,7 @@ use zerocopy::IntoBytes;
 pub use cgroup::{CgroupError, probe_connect};
 pub use events::{CounterReader, EventRing};
 pub use links::{Hook, HookProgram};
+pub use orphans::{Closed, OrphanError, Orphans, Place, start as close_orphans};
 pub use plan::{
     DatapathConfig, HookKind, Lifetime, LoadPlan, MapPlan, MapSizes, ProgramPlan, TooManyCidrs,
     VERSION_PREFIX,

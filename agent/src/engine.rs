@@ -27,7 +27,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::datapath::{Datapath, DatapathError, MappedArray, clock, grace_period};
+use crate::datapath::{
+    Datapath, DatapathError, MappedArray, Orphans, Place, clock, close_orphans, grace_period,
+};
 use crate::events::{Backend, Happening, Monitors, Now, What, understand};
 
 pub use ports::PortIndex;
@@ -107,6 +109,8 @@ pub struct Engine {
     ports: Ports,
     /// When to look again at what programs ejected.
     limits_at: Instant,
+    /// Where it is told which backends of UDP are gone.
+    orphans: thread_channel::Sender<BTreeSet<Place>>,
     attach: Attach,
     publish: watch::Sender<Arc<Published>>,
     published: Published,
@@ -176,6 +180,7 @@ impl Engine {
         hold: Hold,
     ) -> Result<(Self, watch::Receiver<Arc<Published>>), DatapathError> {
         let kernel = KernelRows::new(&lock(&datapath))?;
+        let orphans = close_orphans(Orphans::open(&lock(&datapath))?);
         let (publish, published) = watch::channel(Arc::new(Published::default()));
         let attach = Attach {
             done: false,
@@ -194,6 +199,7 @@ impl Engine {
             monitors,
             ports: Ports::default(),
             limits_at: Instant::now(),
+            orphans,
             attach,
             publish,
             published: Published::default(),
@@ -361,6 +367,10 @@ impl Engine {
             if ask.send(ticket).is_err() {
                 error!("the thread of grace periods has ended: freed rows will not be used again");
             }
+        }
+        let removed = self.reconciler.take_removed();
+        if !removed.is_empty() && self.orphans.send(removed).is_err() {
+            error!("the thread that closes sockets of removed backends has ended");
         }
         if now >= self.limits_at {
             self.keep_limits_ahead(now);

@@ -4,6 +4,8 @@
 //! cgroup and a bpffs directory of their own. They need root, cgroup2 and BPF, and fail with a sentence without.
 #![expect(clippy::print_stdout, reason = "this program is its own test runner")]
 
+#[path = "rows/affinity.rs"]
+mod affinity;
 #[path = "rows/connect.rs"]
 mod connect;
 #[path = "rows/datagram.rs"]
@@ -16,6 +18,8 @@ mod health;
 mod life;
 #[path = "rows/numbers.rs"]
 mod numbers;
+#[path = "rows/orphans.rs"]
+mod orphans;
 #[path = "rows/world.rs"]
 mod world;
 
@@ -66,7 +70,9 @@ fn run(filter: Option<&str>) -> anyhow::Result<usize> {
     let mut world = world::World::build()?;
     let rows: Vec<Row> = connect::rows()
         .into_iter()
+        .chain(affinity::rows())
         .chain(datagram::rows())
+        .chain(orphans::rows())
         .chain(health::rows())
         .chain(events::rows())
         .chain(life::rows())

@@ -60,6 +60,7 @@ mod ids;
 mod layout;
 mod limits;
 mod queue;
+mod removed;
 mod ring;
 mod services;
 mod spans;
@@ -128,6 +129,7 @@ pub struct Reconciler {
     /// See [`Self::lets_others_first`].
     deferred: BTreeSet<Sid>,
     grace: Grace,
+    removed: BTreeSet<(Address, u16)>,
     queues: Queues,
     /// Writes tried since the start, and those that failed.
     writes: u64,

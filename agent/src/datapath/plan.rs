@@ -12,6 +12,7 @@ pub struct MapSizes {
     pub services: u32,
     pub backends: u32,
     pub ring_slots: u32,
+    pub affinity: u32,
 }
 
 /// Everything that decides what the datapath is.
@@ -104,9 +105,10 @@ impl LoadPlan {
             services,
             backends,
             ring_slots,
+            affinity,
         } = sizes;
         let version_dir = bpffs.join(format!(
-            "{VERSION_PREFIX}{ABI_VERSION}-{services}-{backends}-{ring_slots}"
+            "{VERSION_PREFIX}{ABI_VERSION}-{services}-{backends}-{ring_slots}-{affinity}"
         ));
         let links_dir = bpffs.join("links");
         // A service port has a frontend, and its address a row of its own.
@@ -136,6 +138,7 @@ impl LoadPlan {
             version("service_health", Some(services)),
             version("service_limits", Some(services)),
             version("watches", None),
+            version("affinity", Some(affinity)),
             version("events", None),
             version("scratch", None),
             version("counters", None),
@@ -236,6 +239,7 @@ mod tests {
                 services: 16,
                 backends: 32,
                 ring_slots: 64,
+                affinity: 128,
             },
             service_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
             translate_pods: true,
@@ -250,7 +254,7 @@ mod tests {
         let plan = LoadPlan::new(Path::new("/b"), config(&[]).sizes);
         assert_eq!(
             plan.version_dir,
-            Path::new(&format!("/b/v{ABI_VERSION}-16-32-64"))
+            Path::new(&format!("/b/v{ABI_VERSION}-16-32-64-128"))
         );
         let rings = plan.maps.iter().find(|map| map.name == "rings").unwrap();
         assert_eq!(

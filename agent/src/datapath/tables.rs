@@ -41,6 +41,17 @@ impl<K, V> KernelHash<K, V> {
     }
 }
 
+impl<K: IntoBytes + Immutable, V: IntoBytes + FromBytes> KernelHash<K, V> {
+    /// # Errors
+    /// [`TableError::KernelRefused`].
+    pub fn get(&self, key: &K) -> Result<Option<V>, TableError> {
+        let mut value = V::new_zeroed();
+        sys::map_lookup(self.map.as_fd(), key.as_bytes(), value.as_mut_bytes())
+            .map(|found| found.then_some(value))
+            .map_err(|error| refused(self.name, "read", &error))
+    }
+}
+
 fn check_size(name: &str, kernel: u32, ours: usize) -> io::Result<()> {
     if kernel as usize == ours {
         return Ok(());

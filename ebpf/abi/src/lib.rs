@@ -2,12 +2,13 @@
 //!
 //! Rules. Layouts are `repr(C)`, integers only, padding is written out, and sizes are asserted when this compiles.
 //! Addresses and ports are in network order, in types that say so. A row has one writer: maps that programs write
-//! (`backend_health`, `backend_failures`, `service_health`, `watches`, `counters`, `sockets`, `sockets_spilled`, `flows`) are never written by the agent while a program can
+//! (`backend_health`, `backend_failures`, `service_health`, `watches`, `affinity`, `counters`, `sockets`, `sockets_spilled`, `flows`) are never written by the agent while a program can
 //! reach the row, and the others are never written by a program.
 //!
 //! A draw goes `frontends` → `rings[service]` → `slots[span + draw]` → `backends[slot.backend]`.
 #![no_std]
 
+mod affinity;
 mod event;
 mod flow;
 mod frontend;
@@ -16,6 +17,7 @@ mod ring;
 mod settings;
 mod socket;
 
+pub use affinity::{AffinityKey, AffinityRow};
 pub use event::{EVENTS_BYTES, EVENTS_PER_TICK, EventKind, EventRow, FailureCause};
 pub use flow::{FLOW_VERSION, FlowKey, FlowRow, flow_side};
 pub use frontend::{Frontend4Key, Frontend6Key, FrontendValue, NetPort, ScopeProtocol};
@@ -30,7 +32,7 @@ pub use socket::{SOCKET_SLOTS, SOCKET_VERSION, SocketRow, SpillKey, socket_slot,
 
 /// Names a layout of all maps but `sockets`, `sockets_spilled` and `flows`. Any change to a key, a value or a meaning in this
 /// crate raises it; an agent adopts maps of its own version only, and fills new ones beside those of another.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// How often a draw that met a slot of another service starts again from the ring. Such a slot is seen only by a program
 /// that was interrupted while its ring moved; one retry finds the new ring, the others are for a storm of changes.

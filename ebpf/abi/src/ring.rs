@@ -23,10 +23,34 @@ impl Ring {
     /// Most slots in a first tier (24 bits).
     pub const LEN_MAX: u32 = (1 << 24) - 1;
 
-    /// `len` slots in the first tier, at most [`Self::LEN_MAX`]; `tiers` at most 255.
+    /// Most tiers that the word can say (7 bits).
+    const TIERS_MASK: u8 = 0x7f;
+    /// The service asks for session affinity.
+    const STICKY: u64 = 1 << 31;
+
+    /// `len` slots in the first tier, at most [`Self::LEN_MAX`]; `tiers` at most 127.
     #[must_use]
     pub const fn new(span: u32, tiers: u8, len: u32) -> Self {
-        Self((span as u64) << 32 | (tiers as u64) << 24 | (len & Self::LEN_MAX) as u64)
+        Self(
+            (span as u64) << 32
+                | ((tiers & Self::TIERS_MASK) as u64) << 24
+                | (len & Self::LEN_MAX) as u64,
+        )
+    }
+    /// The same ring, of a service that asks for session affinity or does not.
+    #[must_use]
+    pub const fn with_affinity(self, sticky: bool) -> Self {
+        Self(if sticky {
+            self.0 | Self::STICKY
+        } else {
+            self.0 & !Self::STICKY
+        })
+    }
+    /// Whether clients come back to their backend: then [`crate::ServiceLimitsRow::affinity_seconds`] says for how long.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_sticky(self) -> bool {
+        self.0 & Self::STICKY != 0
     }
     /// First slot of the span, heads included.
     #[must_use]
@@ -35,7 +59,7 @@ impl Ring {
     }
     #[must_use]
     pub const fn tiers(self) -> u8 {
-        (self.0 >> 24) as u8
+        (self.0 >> 24) as u8 & Self::TIERS_MASK
     }
     /// Slots in the first tier.
     #[must_use]

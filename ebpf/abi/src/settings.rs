@@ -99,10 +99,12 @@ pub enum Counter {
     EjectionCapped = 9,
     /// `events` was full, or too many came at once: what happened is counted only.
     EventLost = 10,
+    /// `affinity` refused the row: the client's next connect is drawn anew.
+    AffinityLost = 11,
 }
 
 impl Counter {
-    pub const COUNT: u32 = 11;
+    pub const COUNT: u32 = 12;
     /// In the order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::RefusedNoBackend,
@@ -116,6 +118,7 @@ impl Counter {
         Self::FailureNotCounted,
         Self::EjectionCapped,
         Self::EventLost,
+        Self::AffinityLost,
     ];
 
     /// As metrics and `agentctl` name it.
@@ -133,6 +136,7 @@ impl Counter {
             Self::FailureNotCounted => "failure_not_counted",
             Self::EjectionCapped => "ejection_capped",
             Self::EventLost => "event_lost",
+            Self::AffinityLost => "affinity_lost",
         }
     }
 }

@@ -6,6 +6,7 @@ use isthmus_abi::{Cidr4, Cidr6};
 /// Told without a branch for each, lest everything after it be verified once for each.
 #[inline(always)]
 #[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "it is below 32")]
 pub const fn protocol(ip_protocol: u32) -> Option<u16> {
     /// What MPTCP's number has beyond TCP's.
     const MPTCP: u32 = 262 - 6;

@@ -8,7 +8,7 @@ mod draw;
 mod frontend;
 mod health;
 
-pub use draw::{difference, Drawn, draw, is_at, judge, nth};
+pub use draw::{Drawn, difference, draw, is_at, judge, nth};
 pub use frontend::{in_cidr4, in_cidr6, mapped_v4, protocol};
 pub use health::{
     EJECT_AT, FIRST_EJECTION, Fate, Judgement, LONGEST_EJECTION, Stance, TRIAL, WEIGHT_FAILED,

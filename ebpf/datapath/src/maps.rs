@@ -1,12 +1,14 @@
 //! The maps, by the names under which they are pinned. Sizes here are the defaults; the loader sets those of the flags.
 
+use core::ptr::{addr_of, read_volatile};
+
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use isthmus_abi::{
-    BackendFailuresRow, BackendHealthRow, BackendRow, CLIENT_MARKS, ClientWord, Counter,
-    EVENTS_BYTES, FlowKey, FlowRow, Frontend4Key, Frontend6Key, FrontendValue, Ring, SOCKET_SLOTS,
-    ServiceHealthRow, ServiceLimitsRow, Settings, Slot, SocketRow, SpillKey, WATCHES_PER_CLIENT,
-    WatchRow,
+    ABI_VERSION, AffinityKey, AffinityRow, BackendFailuresRow, BackendHealthRow, BackendRow,
+    CLIENT_MARKS, ClientWord, Counter, EVENTS_BYTES, FlowKey, FlowRow, Frontend4Key, Frontend6Key,
+    FrontendValue, Ring, SOCKET_SLOTS, ServiceHealthRow, ServiceLimitsRow, Settings, Slot,
+    SocketRow, SpillKey, WATCHES_PER_CLIENT, WatchRow,
 };
 
 /// Lets user space map an array into its memory (`BPF_F_MMAPABLE`), and puts its first row on a page's start.
@@ -48,6 +50,9 @@ pub static SERVICE_LIMITS: Array<ServiceLimitsRow> = Array::with_max_entries(655
 #[map(name = "watches")]
 pub static WATCHES: Array<WatchRow> = Array::with_max_entries(CLIENT_MARKS * WATCHES_PER_CLIENT, 0);
 
+#[map(name = "affinity")]
+pub static AFFINITY: LruHashMap<AffinityKey, AffinityRow> = LruHashMap::with_max_entries(65536, 0);
+
 #[map(name = "events")]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 
@@ -75,4 +80,16 @@ pub fn count(counter: Counter) {
         // SAFETY: a per-CPU row; programs of this kind do not interrupt each other on one CPU.
         unsafe { *value += 1 };
     }
+}
+
+/// The same number, of which the verifier knows nothing any more. It walks what follows once for each constant that it
+/// knows of; what it reads from a map may be anything.
+#[inline(always)]
+pub fn opaque(number: u64) -> u64 {
+    let Some(settings) = SETTINGS.get(0) else {
+        return number;
+    };
+    // SAFETY: a word of a map's row. Volatile, so that nobody concludes what it is.
+    let version = unsafe { read_volatile(addr_of!(settings.abi_version)) };
+    number ^ u64::from(version ^ ABI_VERSION) * 0x1_0000_0001
 }

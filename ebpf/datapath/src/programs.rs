@@ -1,3 +1,4 @@
+mod affinity;
 mod connect;
 mod failure;
 mod flow;
@@ -7,5 +8,6 @@ mod lookup;
 mod pick;
 mod recvmsg;
 mod release;
+mod search;
 mod sendmsg;
 mod socket;

@@ -31,6 +31,7 @@ const SIZES: MapSizes = MapSizes {
     services: 65536,
     backends: 65536,
     ring_slots: 262_144,
+    affinity: 65536,
 };
 /// Writes of a round, as in the agent.
 const ROUND_WRITES: u32 = 4096;

@@ -14,6 +14,7 @@ const DEFAULTS: MapSizes = MapSizes {
     services: 65536,
     backends: 65536,
     ring_slots: 262_144,
+    affinity: 65536,
 };
 
 /// Most instructions that a program may cost the verifier, on any kernel.

@@ -30,6 +30,7 @@ pub const SIZES: MapSizes = MapSizes {
     services: 64,
     backends: 64,
     ring_slots: 256,
+    affinity: 64,
 };
 
 /// Services of the rows, by index.
@@ -352,7 +353,7 @@ impl Drop for World {
     }
 }
 
-fn run(program: &str, args: &[&str]) -> anyhow::Result<()> {
+pub fn run(program: &str, args: &[&str]) -> anyhow::Result<()> {
     let status = Command::new(program)
         .args(args)
         .status()

@@ -84,6 +84,7 @@ impl Reconciler {
             spans: Spans::new(tables.slots.capacity()),
             deferred: BTreeSet::new(),
             grace: Grace::new(),
+            removed: BTreeSet::new(),
             queues: Queues::default(),
             frontends: HashMap::new(),
             writes: 0,
@@ -242,6 +243,7 @@ impl Found {
             return reading;
         }
         reading.ring.written = true;
+        reading.ring.sticky = word.is_sticky();
         let heads = u32::from(word.tiers()).saturating_sub(1);
         let mut tiers = vec![(heads, word.len())];
         tiers.extend((0..heads).map(|head| {

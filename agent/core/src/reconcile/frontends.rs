@@ -54,6 +54,7 @@ impl Reconciler {
             self.empty_foreign_ring(sid, index)?;
         }
         moved?;
+        self.mark_sticky(sid, index)?;
         let Some(service) = self.services.get_mut(sid) else {
             return Ok(Done::All);
         };
@@ -269,7 +270,8 @@ impl Reconciler {
             Retired::Span(span) => self.spans.free(*span),
             Retired::Backend(id) => {
                 // The generation outlives the row, and this agent.
-                let generation = self.backends.row(*id).generation;
+                let row = self.backends.row(*id);
+                let generation = row.generation;
                 self.put_backend(
                     *id,
                     BackendRow {
@@ -278,6 +280,7 @@ impl Reconciler {
                     },
                 )?;
                 self.backends.ids.free(*id);
+                self.note_removed(&row);
             }
             Retired::Service {
                 index,

@@ -14,6 +14,8 @@ pub(super) struct LiveRing {
     pub(super) broken: bool,
     /// The word is not [`Ring::EMPTY`].
     pub(super) written: bool,
+    /// The word asks for session affinity.
+    pub(super) sticky: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -37,7 +39,9 @@ impl LiveTier {
 impl LiveRing {
     pub(super) fn word(&self) -> Ring {
         match (self.span, self.tiers.first()) {
-            (Some(span), Some(first)) => Ring::new(span.at, tier_count(&self.tiers), first.len()),
+            (Some(span), Some(first)) => {
+                Ring::new(span.at, tier_count(&self.tiers), first.len()).with_affinity(self.sticky)
+            }
             _ => Ring::EMPTY,
         }
     }
@@ -87,6 +91,7 @@ pub(super) fn lay(span: Span, tiers: Vec<(Rank, Vec<u32>)>) -> LiveRing {
         tiers: tiers.collect(),
         broken: false,
         written: false,
+        sticky: false,
     }
 }
 

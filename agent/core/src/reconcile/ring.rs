@@ -313,6 +313,7 @@ impl Reconciler {
             .and_then(|slots| self.spans.take(slots))
             .ok_or(full)?;
         let mut ring = lay(span, tiers);
+        ring.sticky = self.wants_affinity(sid);
         let moved = self
             .write_span(index, span, &ring)
             .and_then(|()| self.put_ring(index, ring.word()));
@@ -325,6 +326,30 @@ impl Reconciler {
         self.note_places(sid, &ring);
         self.replace_ring(sid, ring);
         Ok(true)
+    }
+
+    fn wants_affinity(&self, sid: Sid) -> bool {
+        self.services
+            .get(sid)
+            .is_some_and(|service| service.limits.rules.affinity_seconds != 0)
+    }
+
+    /// Has the ring's word say whether the service asks for session affinity.
+    pub(super) fn mark_sticky(&mut self, sid: Sid, index: u32) -> Result<(), TableError> {
+        let sticky = self.wants_affinity(sid);
+        let Some(service) = self.services.get(sid) else {
+            return Ok(());
+        };
+        let ring = &service.ring;
+        if !ring.written || ring.broken || ring.sticky == sticky {
+            return Ok(());
+        }
+        let word = ring.word().with_affinity(sticky);
+        self.put_ring(index, word)?;
+        if let Some(service) = self.services.get_mut(sid) {
+            service.ring.sticky = sticky;
+        }
+        Ok(())
     }
 
     /// Moves the ring to no backend at all.

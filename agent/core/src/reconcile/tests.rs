@@ -5,5 +5,6 @@ mod crash;
 mod faults;
 mod patch;
 mod random;
+mod rules;
 mod scale;
 mod world;

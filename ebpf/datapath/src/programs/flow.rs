@@ -7,22 +7,18 @@
 use core::ffi::c_void;
 use core::ptr::{addr_of, read_volatile};
 
-use aya_ebpf::helpers::generated::bpf_loop;
 use aya_ebpf::programs::SockAddrContext;
 use isthmus_abi::{
-    Counter, FLOW_VERSION, FlowKey, FlowRow, NO_MARK, NetPort, Ring, ScopeProtocol,
-    TierHead, flow_side,
+    Counter, FLOW_VERSION, FlowKey, FlowRow, NO_MARK, NetPort, ScopeProtocol, flow_side,
 };
-use isthmus_datapath::{Drawn, difference, is_at, judge};
+use isthmus_datapath::{difference, is_at};
 
 use super::connect::{Verdict, refuse, refuses_unknown_port};
 use super::lookup::{Hit, Known};
 use super::pick::{Pick, Picked, note_refusal, pick};
-use super::socket::{self, NOWHERE, Owner, Sent, own};
-use crate::maps::{BACKENDS, FLOWS, RINGS, SLOTS, count};
-
-/// Most slots of a ring that are searched for a backend under another id.
-const SEARCH_MAX: u32 = 4096;
+use super::search::{self, NOWHERE, Search};
+use super::socket::{self, Owner, Sent, own};
+use crate::maps::{BACKENDS, FLOWS, RINGS, count, opaque};
 
 /// A datagram to a service.
 struct Datagram<'a> {
@@ -54,34 +50,42 @@ pub fn send(ctx: &SockAddrContext, hit: Hit, asked: [u32; 4], port: NetPort) -> 
         port: u32::from(port.net()),
         service: hit.service,
     };
-    let mut sent = Sent::NOWHERE;
-    let known = kept(&datagram, &mut sent);
-    if let Some(row) = BACKENDS.get(known) {
-        return Verdict::To(row);
-    }
-    let mut id = NOWHERE;
-    if known == GONE {
-        id = search(&datagram, &sent);
-    }
-    let picked = match BACKENDS.get(id) {
-        Some(row) => Picked {
-            id,
-            row,
-            mark: NO_MARK,
-            watched: false,
-        },
-        None => match pick(ctx, hit.service, ScopeProtocol::UDP) {
-            Pick::Backend(picked) => picked,
+    let known = known(&datagram);
+    let mut id = known as u32;
+    if let Some(row) = BACKENDS.get(id) {
+        if known >> 32 == 0 {
+            return Verdict::To(row);
+        }
+    } else {
+        match pick(ctx, hit.service, ScopeProtocol::UDP) {
+            Pick::Backend(picked) => id = picked.id,
             Pick::Pass => return Verdict::Pass,
             Pick::Refuse(refusal) => {
                 note_refusal(refusal, Some(hit.service));
                 refuse();
                 return Verdict::Refuse;
             }
-        },
-    };
-    keep(socket, &datagram, &picked);
-    Verdict::To(picked.row)
+        }
+    }
+    keep(socket, &datagram, id);
+    match BACKENDS.get(id) {
+        Some(row) => Verdict::To(row),
+        None => Verdict::Pass,
+    }
+}
+
+/// Added to an id: the backend has it since the service's last datagram.
+const MOVED: u64 = 1 << 32;
+
+/// The backend that the service's datagrams went to, if it is the service's still, perhaps [`MOVED`]; else [`NOWHERE`].
+#[inline(never)]
+fn known(datagram: &Datagram) -> u64 {
+    let mut sent = Sent::NOWHERE;
+    let mut known = u64::from(kept(datagram, &mut sent));
+    if known == GONE.into() {
+        known = MOVED | u64::from(search(datagram, &sent));
+    }
+    opaque(known)
 }
 
 /// The service's datagrams went to a backend that is no more the service's under the id that is noted.
@@ -138,21 +142,6 @@ fn belongs_in_flows(datagram: &Datagram) -> u32 {
     }
 }
 
-/// A search over the slots of a ring, tier by tier.
-#[repr(C)]
-struct Search {
-    ring: Ring,
-    address: [u32; 4],
-    service: u32,
-    /// The slot to look at, and how many the tier still has.
-    next: u32,
-    left: u32,
-    tier: u32,
-    found: u32,
-    /// Network order.
-    port: u32,
-}
-
 /// Under which other id the service has the backend that its datagrams went to; [`NOWHERE`] if it has it no more. Ids change
 /// with the maps' version, and when a backend goes and comes back.
 #[inline(never)]
@@ -162,78 +151,34 @@ fn search(datagram: &Datagram, sent: &Sent) -> u32 {
         return NOWHERE;
     };
     // SAFETY: one aligned word, written whole.
-    let ring: Ring = unsafe { read_volatile(ring) };
-    let mut search = Search {
-        ring,
-        address: sent.address,
-        service,
-        next: ring.first(),
-        left: ring.len(),
-        tier: 0,
-        found: NOWHERE,
-        port: sent.port,
-    };
-    // SAFETY: the helper calls `step` with this frame's `search`, as long as this call lasts.
-    unsafe {
-        let step: unsafe extern "C" fn(u64, *mut c_void) -> i64 = step;
-        bpf_loop(SEARCH_MAX, step as *mut c_void, (&raw mut search).cast(), 0)
-    };
-    search.found
-}
-
-/// What a step returns to be called again, or not.
-const GO_ON: i64 = 0;
-const END: i64 = 1;
-
-unsafe extern "C" fn step(_: u64, search: *mut c_void) -> i64 {
-    // SAFETY: the search is the frame's that called `bpf_loop`.
-    let search = unsafe { &mut *search.cast::<Search>() };
-    if search.left == 0 {
-        search.tier = search.tier.wrapping_add(1);
-        if search.tier >= u32::from(search.ring.tiers()) {
-            return END;
-        }
-        let head = search.ring.span().wrapping_add(search.tier).wrapping_sub(1);
-        let Some(head) = SLOTS.get_ptr(head) else {
-            return END;
-        };
-        // SAFETY: one aligned word, written whole.
-        let head = TierHead(unsafe { read_volatile(head) }.0);
-        search.next = search.ring.span().wrapping_add(head.offset());
-        search.left = head.len();
-        return GO_ON;
-    }
-    let Some(slot) = SLOTS.get_ptr(search.next) else {
-        return END;
-    };
-    // SAFETY: as above.
-    let slot = unsafe { read_volatile(slot) };
-    search.next = search.next.wrapping_add(1);
-    search.left = search.left.wrapping_sub(1);
-    if let Some(row) = BACKENDS.get(slot.backend())
-        && judge(search.service, slot, row) == Drawn::Ours
-        && is_at(row, search.service, &search.address, search.port as u16)
-    {
-        search.found = slot.backend();
-        return END;
-    }
-    GO_ON
+    let ring = unsafe { read_volatile(ring) };
+    let mut search = Search::by_address(ring, service, sent.address, sent.port);
+    search::run(&mut search)
 }
 
 /// Notes where the socket's datagrams to the service go.
-#[inline(always)]
-fn keep(socket: *const c_void, datagram: &Datagram, picked: &Picked) {
+#[inline(never)]
+fn keep(socket: *const c_void, datagram: &Datagram, id: u32) -> u32 {
     let owner = datagram.owner;
     if belongs_in_flows(datagram) != 0 {
         owner.mark_spilled();
-        put(owner.cookie, datagram.asked, datagram.port as u16, picked.id);
-        return;
+        return put(owner.cookie, datagram.asked, datagram.port as u16, id);
     }
+    let Some(row) = BACKENDS.get(id) else {
+        return 0;
+    };
+    let picked = Picked {
+        id,
+        row,
+        mark: NO_MARK,
+        watched: 0,
+    };
     let port = NetPort::from_net(datagram.port as u16);
-    socket::note(socket, owner, *datagram.asked, port, picked);
+    socket::note(socket, owner, *datagram.asked, port, &picked);
     if owner.may_have_spilled() {
-        let_go(owner.cookie, &picked.row.address, picked.row.port);
+        let_go(owner.cookie, &row.address, row.port);
     }
+    0
 }
 
 #[inline(never)]

@@ -49,6 +49,9 @@ pub struct Request {
     /// In ticks.
     now: u64,
     epoch: u64,
+    /// Of the backend that was chosen, if another than the drawn one had to be.
+    pub tier: u32,
+    reserved: u32,
 }
 
 impl Request {
@@ -64,11 +67,13 @@ impl Request {
             ring,
             now,
             epoch,
+            tier: 0,
+            reserved: 0,
         }
     }
     #[inline(always)]
-    pub fn watched(&self) -> bool {
-        self.watched != 0
+    pub fn watched(&self) -> u32 {
+        self.watched.into()
     }
     #[inline(always)]
     fn bit(&self) -> u64 {
@@ -121,7 +126,7 @@ fn service_standing(service: u32, epoch: u64) -> u64 {
 
 /// Chooses when the drawn backend is not simply to be taken: the client does not stand there in this epoch, or the backend
 /// is not healthy. Returns a backend's id.
-#[inline(never)]
+#[inline(always)]
 pub fn choose(ctx: &SockAddrContext, request: &mut Request) -> u32 {
     review(request);
     let drawn = request.drawn;
@@ -548,8 +553,9 @@ struct Walk {
     start: u32,
     /// Never this one.
     but: u32,
-    /// [`NONE`] until a backend is found.
+    /// [`NONE`] until a backend is found, and its tier.
     found: u32,
+    tier: u32,
     /// One that met the walk and waits for a trial; [`NONE`] for none.
     due: u32,
 }
@@ -569,6 +575,7 @@ impl Walk {
             start: nth(ring.len(), random()),
             but,
             found: NONE,
+            tier: 0,
             due: NONE,
         }
     }
@@ -634,6 +641,7 @@ fn walk(request: &mut Request) -> u32 {
     );
     run(u32::from(request.ring.tiers()), step, &mut walk);
     if walk.found != NONE {
+        request.tier = walk.tier;
         return walk.found;
     }
     // With nothing better, the connect may be the trial of one whose time is over.
@@ -690,6 +698,7 @@ unsafe extern "C" fn step(index: u64, walk: *mut c_void) -> i64 {
         }
         Stance::Suspect | Stance::Ejected | Stance::Trial => return GO_ON,
     }
+    walk.tier = index as u32 / STEPS_PER_TIER;
     walk.found = id;
     END
 }

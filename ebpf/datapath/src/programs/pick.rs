@@ -1,5 +1,6 @@
 //! Which backend a client of a service gets.
 
+use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile};
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
@@ -11,6 +12,7 @@ use isthmus_abi::{
 };
 use isthmus_datapath::{Drawn, draw, judge};
 
+use super::affinity;
 use super::health::{self, Request};
 use crate::atomic;
 use crate::event::tell_seldom;
@@ -29,65 +31,145 @@ pub struct Picked {
     pub row: &'static BackendRow,
     /// The client's, or [`NO_MARK`] where health does not look.
     pub mark: u32,
-    /// A later connect asks what became of this one.
-    pub watched: bool,
+    /// 1 if a later connect asks what became of this one.
+    pub watched: u32,
 }
 
 /// Chooses a backend of `service` for this client.
 #[inline(always)]
 pub fn pick(ctx: &SockAddrContext, service: u32, protocol: u16) -> Pick {
+    let mut chosen = MaybeUninit::uninit();
+    match choose(ctx, service, protocol.into(), &mut chosen) {
+        CHOSEN => {}
+        OUT_OF_SCOPE => return Pick::Pass,
+        GAVE_UP => return Pick::Refuse(Refusal::DrawGaveUp),
+        _ => return Pick::Refuse(Refusal::NoBackend),
+    }
+    // SAFETY: it was chosen.
+    let Chosen { id, mark, watched } = unsafe { chosen.assume_init() };
+    let Some(row) = BACKENDS.get(id) else {
+        return Pick::Refuse(Refusal::NoBackend);
+    };
+    Pick::Backend(Picked {
+        id,
+        row,
+        mark,
+        watched,
+    })
+}
+
+/// A backend for a client, as in [`Picked`].
+struct Chosen {
+    id: u32,
+    mark: u32,
+    watched: u32,
+}
+
+/// What [`choose`] and [`draw_once`] say.
+const CHOSEN: u32 = 0;
+const EMPTY: u32 = 1;
+const GAVE_UP: u32 = 2;
+const OUT_OF_SCOPE: u32 = 3;
+
+/// A function of its own, so that to the verifier all ways to a backend look alike when it returns.
+#[inline(never)]
+fn choose(
+    ctx: &SockAddrContext,
+    service: u32,
+    protocol: u32,
+    chosen: &mut MaybeUninit<Chosen>,
+) -> u32 {
     let Some(settings) = SETTINGS.get(0) else {
-        return Pick::Pass;
+        return OUT_OF_SCOPE;
     };
     if client_scope(ctx, settings) != client::TRANSLATE {
         count(Counter::ClientOutOfScope);
-        return Pick::Pass;
+        return OUT_OF_SCOPE;
     }
-    let mut drawn = Draw {
-        ring: Ring::EMPTY,
-        id: 0,
-    };
-    let refusal = draw_once(service, &mut drawn);
-    if refusal != DRAWN {
-        return Pick::Refuse(if refusal == GAVE_UP {
-            Refusal::DrawGaveUp
-        } else {
-            Refusal::NoBackend
-        });
+    let mut drawn = MaybeUninit::uninit();
+    let outcome = draw_once(service, &mut drawn);
+    if outcome != CHOSEN {
+        return outcome;
     }
-    let Some(row) = BACKENDS.get(drawn.id) else {
-        return Pick::Refuse(Refusal::NoBackend);
-    };
-    let mut picked = Picked {
-        id: drawn.id,
-        row,
-        mark: NO_MARK,
-        watched: false,
-    };
-    if settings.passive_health != 0 && protocol == ScopeProtocol::TCP {
-        heed_health(ctx, service, &drawn, &mut picked);
+    // SAFETY: it was drawn.
+    let drawn = unsafe { drawn.assume_init_mut() };
+    if is_sticky(service) {
+        affinity::keep(ctx, service, drawn);
     }
-    if let Some(health) = BACKEND_HEALTH.get_ptr_mut(picked.id) {
+    let mut id = drawn.place.id();
+    let mut mark = NO_MARK;
+    let mut watched = 0;
+    if heeds_health(protocol) {
+        // SAFETY: the helper takes this program type's context.
+        mark = client_mark(unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) });
+        if !may_be_taken(id, mark) {
+            let mut request = Request::new(service, mark, id, drawn.ring);
+            id = health::choose(ctx, &mut request);
+            watched = request.watched();
+            drawn.tier = request.tier;
+        }
+    }
+    if is_sticky(service) {
+        id = affinity::settle(ctx, service, drawn, id);
+    }
+    if let Some(health) = BACKEND_HEALTH.get_ptr_mut(id) {
         // SAFETY: an aligned word that programs change by atomic addition only.
         unsafe { atomic::add(addr_of_mut!((*health).connects), 1) };
     }
-    Pick::Backend(picked)
+    chosen.write(Chosen { id, mark, watched });
+    CHOSEN
+}
+
+#[inline(always)]
+fn heeds_health(protocol: u32) -> bool {
+    protocol == ScopeProtocol::TCP.into()
+        && SETTINGS
+            .get(0)
+            .is_some_and(|settings| settings.passive_health != 0)
+}
+
+/// A backend's id, and the slot that names it. One word: to older verifiers, two halves are not always what they were.
+#[derive(Clone, Copy)]
+pub(super) struct Place(u64);
+
+impl Place {
+    #[inline(always)]
+    pub(super) const fn new(id: u32, slot: u32) -> Self {
+        Self((slot as u64) << 32 | id as u64)
+    }
+    #[inline(always)]
+    pub(super) const fn id(self) -> u32 {
+        self.0 as u32
+    }
+    #[inline(always)]
+    pub(super) const fn slot(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
 }
 
 /// A backend of the first tier, and the ring that it was drawn from.
-struct Draw {
-    ring: Ring,
-    id: u32,
+pub(super) struct Draw {
+    pub(super) ring: Ring,
+    pub(super) place: Place,
+    /// Of the backend that health chose instead; 0 for one of the first.
+    pub(super) tier: u32,
+    reserved: u32,
 }
 
-/// What [`draw_once`] says.
-const DRAWN: u32 = 0;
-const EMPTY: u32 = 1;
-const GAVE_UP: u32 = 2;
+/// Whether clients come back to their backend. Read from the map each time: of a word that it saw before, the verifier knows
+/// the answer, and walks all that follows once for each.
+#[inline(always)]
+fn is_sticky(service: u32) -> bool {
+    match RINGS.get_ptr(service) {
+        // SAFETY: one aligned word, written whole.
+        Some(ring) => unsafe { read_volatile(ring) }.is_sticky(),
+        None => false,
+    }
+}
 
 /// A function of its own, so that to the verifier all tries look alike when it returns.
 #[inline(never)]
-fn draw_once(service: u32, drawn: &mut Draw) -> u32 {
+fn draw_once(service: u32, drawn: &mut MaybeUninit<Draw>) -> u32 {
     for _ in 0..DRAW_TRIES {
         let Some(ring) = RINGS.get_ptr(service) else {
             return EMPTY;
@@ -105,9 +187,13 @@ fn draw_once(service: u32, drawn: &mut Draw) -> u32 {
             if let Some(row) = BACKENDS.get(slot.backend())
                 && judge(service, slot, row) == Drawn::Ours
             {
-                drawn.ring = ring;
-                drawn.id = slot.backend();
-                return DRAWN;
+                drawn.write(Draw {
+                    ring: ring.with_affinity(false),
+                    place: Place::new(slot.backend(), index),
+                    tier: 0,
+                    reserved: 0,
+                });
+                return CHOSEN;
             }
         }
         count(Counter::DrawRetried);
@@ -115,15 +201,12 @@ fn draw_once(service: u32, drawn: &mut Draw) -> u32 {
     GAVE_UP
 }
 
-/// Leaves it at the drawn backend if nothing is held against that and the client stands there; the count and these words
-/// share a cache line.
+/// Whether nothing is held against a backend, and the client stands there. The count of connects and these words share a
+/// cache line.
 #[inline(always)]
-fn heed_health(ctx: &SockAddrContext, service: u32, drawn: &Draw, picked: &mut Picked) {
-    // SAFETY: the helper takes this program type's context.
-    let mark = client_mark(unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) });
-    picked.mark = mark;
-    let Some(health) = BACKEND_HEALTH.get_ptr_mut(picked.id) else {
-        return;
+fn may_be_taken(id: u32, mark: u32) -> bool {
+    let Some(health) = BACKEND_HEALTH.get_ptr(id) else {
+        return true;
     };
     // SAFETY: a helper without arguments. The last tick's time is good enough to tell epochs apart.
     let epoch = unsafe { bpf_ktime_get_coarse_ns() } >> EPOCH_SHIFT;
@@ -136,15 +219,7 @@ fn heed_health(ctx: &SockAddrContext, service: u32, drawn: &Draw, picked: &mut P
             ))),
         )
     };
-    if state != 0 || standing.of(epoch) >> mark & 1 == 0 {
-        let mut request = Request::new(service, mark, picked.id, drawn.ring);
-        let id = health::choose(ctx, &mut request);
-        picked.watched = request.watched();
-        if let Some(row) = BACKENDS.get(id) {
-            picked.id = id;
-            picked.row = row;
-        }
-    }
+    state == 0 && standing.of(epoch) >> mark & 1 != 0
 }
 
 /// Whether this client's connections are ours to translate. Asked after a hit only.

@@ -17,6 +17,7 @@ use isthmus_datapath::{Fate, difference, fate};
 
 use super::flow;
 use super::pick::Picked;
+use super::search::NOWHERE;
 use crate::atomic;
 use crate::kernel::Sock;
 use crate::maps::{SCRATCH, SOCKETS, SOCKETS_SPILLED, count};
@@ -84,25 +85,41 @@ fn number(socket: *const c_void) -> Option<u64> {
 pub(super) struct Owner {
     place: Place,
     pub(super) cookie: u64,
+    /// Its record's key in the hash.
+    spill: SpillKey,
 }
 
 impl Owner {
     /// The end of an MPTCP connection that its program holds. Its cookie cannot be had from a subflow; such rows hold 0.
     #[inline(always)]
     fn whole(socket: *const c_void) -> Option<Self> {
-        Some(Self {
-            place: place(socket)?,
+        Some(Self::whole_at(place(socket)?))
+    }
+    #[inline(always)]
+    fn whole_at(place: Place) -> Self {
+        Self {
+            place,
             cookie: 0,
-        })
+            // Cookies are counted up from 1; a distance is far above any.
+            spill: SpillKey {
+                cookie: place.distance,
+            },
+        }
     }
     /// The socket of a call, which is no part of a greater one.
     #[inline(always)]
     pub(super) fn of(ctx: &SockAddrContext, socket: *const c_void) -> Option<Self> {
-        Some(Self {
-            place: place(socket)?,
-            // SAFETY: the helper takes this program type's context.
-            cookie: unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) },
-        })
+        // SAFETY: the helper takes this program type's context.
+        let cookie = unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) };
+        Some(Self::at(place(socket)?, cookie))
+    }
+    #[inline(always)]
+    fn at(place: Place, cookie: u64) -> Self {
+        Self {
+            place,
+            cookie,
+            spill: SpillKey { cookie },
+        }
     }
     /// Whether records of sockets of this place may stand in a hash.
     #[inline(always)]
@@ -114,17 +131,6 @@ impl Owner {
     pub(super) fn mark_spilled(&self) {
         // SAFETY: a byte that is only ever set.
         unsafe { write_volatile(addr_of_mut!((*self.place.row).spilled), 1) };
-    }
-    #[inline(always)]
-    fn spill_key(&self) -> SpillKey {
-        SpillKey {
-            // Cookies are counted up from 1; a distance is far above any.
-            cookie: if self.cookie == 0 {
-                self.place.distance
-            } else {
-                self.cookie
-            },
-        }
     }
 }
 
@@ -172,7 +178,7 @@ pub(super) fn note(
     let taken = seen != CLAIMED
         && unsafe { atomic::exchange_if(addr_of_mut!((*row).socket), seen, CLAIMED) };
     if !taken {
-        spill_own(owner, address, port, picked);
+        spill_own(owner, &address, port.net().into(), picked);
         return;
     }
     if seen != FREE && seen != distance {
@@ -211,12 +217,9 @@ unsafe fn copy(to: *mut [u32; 4], from: &[u32; 4]) {
 
 #[inline(always)]
 fn tag(picked: &Picked) -> u8 {
-    let watched = if picked.watched {
-        socket_tag::WATCHED
-    } else {
-        0
-    };
-    picked.row.generation as u8 & socket_tag::GENERATION | watched
+    // No branch: the verifier would walk all that follows twice.
+    picked.row.generation as u8 & socket_tag::GENERATION
+        | picked.watched as u8 * socket_tag::WATCHED
 }
 
 #[inline(always)]
@@ -266,15 +269,15 @@ fn spill_other(socket: *const c_void, row: *mut SocketRow, seen: u64, distance: 
 }
 
 /// The row is being written on another CPU: this socket's record goes to the hash.
-#[inline(always)]
-fn spill_own(owner: &Owner, address: [u32; 4], port: NetPort, picked: &Picked) {
+#[inline(never)]
+fn spill_own(owner: &Owner, address: &[u32; 4], port: u32, picked: &Picked) -> u32 {
     let backend = picked.row;
     let own = SocketRow {
         socket: FREE,
         cookie: owner.cookie,
-        service_address: address,
+        service_address: *address,
         backend_address: backend.address,
-        service_port: port.net(),
+        service_port: port as u16,
         backend_port: backend.port,
         version: SOCKET_VERSION,
         spilled: 0,
@@ -283,13 +286,14 @@ fn spill_own(owner: &Owner, address: [u32; 4], port: NetPort, picked: &Picked) {
         backend: picked.id,
         service: backend.service,
     };
-    let stored = SOCKETS_SPILLED.insert(&owner.spill_key(), &own, 0).is_ok();
+    let stored = SOCKETS_SPILLED.insert(&owner.spill, &own, 0).is_ok();
     owner.mark_spilled();
     count(if stored {
         Counter::SocketSpilled
     } else {
         Counter::SocketLost
     });
+    0
 }
 
 /// Drops what the socket remembers, if anything: its new peer is nobody's backend by us. A later subflow of MPTCP takes
@@ -423,9 +427,6 @@ pub(super) struct Sent {
     pub(super) address: [u32; 4],
 }
 
-/// No backend.
-pub(super) const NOWHERE: u32 = u32::MAX;
-
 impl Sent {
     pub(super) const NOWHERE: Self = Self {
         id: NOWHERE,
@@ -493,7 +494,7 @@ fn record(owner: &Owner) -> Option<*mut SocketRow> {
     if spilled == 0 {
         return None;
     }
-    SOCKETS_SPILLED.get_ptr_mut(&owner.spill_key())
+    SOCKETS_SPILLED.get_ptr_mut(&owner.spill)
 }
 
 /// The record of a socket that the kernel reports, if it was sent to a service's backend and this is about that connect:
@@ -510,20 +511,15 @@ pub fn reported(socket: *const c_void, tcp: bool) -> Option<*mut SocketRow> {
                 return None;
             }
             let distance = at.distance.wrapping_add(whole.0.wrapping_sub(own));
-            return record(&Owner {
-                place: Place {
-                    row: SOCKETS.get_ptr_mut(socket_slot(distance))?,
-                    distance,
-                },
-                cookie: 0,
-            });
+            return record(&Owner::whole_at(Place {
+                row: SOCKETS.get_ptr_mut(socket_slot(distance))?,
+                distance,
+            }));
         }
     }
-    record(&Owner {
-        place: at,
-        // SAFETY: the helper takes a socket in tracing programs.
-        cookie: unsafe { bpf_get_socket_cookie(socket.cast_mut()) },
-    })
+    // SAFETY: the helper takes a socket in tracing programs.
+    let cookie = unsafe { bpf_get_socket_cookie(socket.cast_mut()) };
+    record(&Owner::at(at, cookie))
 }
 
 /// Notes how a socket ends that a later connect asks for. The context of this hook is the socket itself.

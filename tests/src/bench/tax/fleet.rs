@@ -26,6 +26,7 @@ const SIZES: MapSizes = MapSizes {
     services: 65536,
     backends: 65536,
     ring_slots: 262_144,
+    affinity: 65536,
 };
 
 /// What runs in `connect(2)` during a batch.

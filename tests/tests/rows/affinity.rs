@@ -1,0 +1,406 @@
+//! Session affinity: a client comes back to its backend, for as long as its service says, within the tier in use.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use isthmus_abi::{
+    AffinityKey, AffinityRow, BackendHealthRow, BackendRow, HealthState, Ring, ServiceLimitsRow,
+    Slot, TierHead,
+};
+use isthmus_agent::datapath::KernelHash;
+use isthmus_core::model::Protocol;
+use isthmus_core::table::TableBackend;
+use socket2::{Domain, Socket, Type};
+
+use super::Row;
+use super::world::{SERVICE_PORT, SERVICE4, SERVICE6, TCP4, TCP6, UDP4, UDP6, World};
+
+/// Connects after which chance alone has not kept one of four backends, but for one in 10¹² runs.
+const MANY: usize = 20;
+const SPAN: u32 = 200;
+const TIMEOUT: u32 = 10_800;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Tcp4,
+    Tcp6,
+    Udp4,
+    Udp6,
+    /// Without a connect.
+    Datagram4,
+    Datagram6,
+}
+
+impl Kind {
+    const ALL: [Self; 6] = [
+        Self::Tcp4,
+        Self::Tcp6,
+        Self::Udp4,
+        Self::Udp6,
+        Self::Datagram4,
+        Self::Datagram6,
+    ];
+    fn is_v6(self) -> bool {
+        matches!(self, Self::Tcp6 | Self::Udp6 | Self::Datagram6)
+    }
+    fn protocol(self) -> Protocol {
+        match self {
+            Self::Tcp4 | Self::Tcp6 => Protocol::Tcp,
+            _ => Protocol::Udp,
+        }
+    }
+    fn service(self) -> u32 {
+        match (self.protocol(), self.is_v6()) {
+            (Protocol::Tcp, false) => TCP4,
+            (Protocol::Tcp, true) => TCP6,
+            (_, false) => UDP4,
+            (_, true) => UDP6,
+        }
+    }
+    fn ip(self) -> IpAddr {
+        if self.is_v6() {
+            SERVICE6.into()
+        } else {
+            SERVICE4.into()
+        }
+    }
+}
+
+/// A service of four backends that are one listener: which one was meant is told by the kernel's counts.
+struct Scene {
+    kind: Kind,
+    service: u32,
+}
+
+impl Scene {
+    fn new(world: &mut World, kind: Kind) -> anyhow::Result<Self> {
+        let backend = if kind.is_v6() {
+            world.backend6
+        } else {
+            world.backend4
+        };
+        let service = kind.service();
+        world.service(service, kind.ip(), kind.protocol(), &[backend; 4])?;
+        let scene = Self { kind, service };
+        scene.ring(world, Ring::new(service * 4, 1, 4))?;
+        scene.allow(world, TIMEOUT)?;
+        // Nobody comes back from an earlier scene.
+        let mut table: KernelHash<AffinityKey, AffinityRow> =
+            world.datapath().hash("affinity", "")?;
+        for (key, _) in scene.rows(world)? {
+            table.remove(key)?;
+        }
+        Ok(scene)
+    }
+    fn ring(&self, world: &mut World, ring: Ring) -> anyhow::Result<()> {
+        Ok(world
+            .tables()
+            .rings
+            .put(self.service, ring.with_affinity(true))?)
+    }
+    fn allow(&self, world: &mut World, affinity_seconds: u32) -> anyhow::Result<()> {
+        let row = ServiceLimitsRow {
+            allowed_total: 4,
+            affinity_seconds,
+            flags: 0,
+        };
+        Ok(world.tables().service_limits.put(self.service, row)?)
+    }
+    fn counts(&self, world: &World) -> anyhow::Result<Vec<u64>> {
+        (0..4)
+            .map(|nth| world.connects(self.service * 4 + nth))
+            .collect()
+    }
+    /// Connects, or sends, once by a new socket of this thread's namespace; which backend was meant.
+    fn connect(&self, world: &World) -> anyhow::Result<usize> {
+        let before = self.counts(world)?;
+        connect(self.kind)?;
+        world.drain()?;
+        let after = self.counts(world)?;
+        let gained: Vec<usize> = (0..4).filter(|nth| after[*nth] > before[*nth]).collect();
+        ensure!(gained.len() == 1, "{before:?} became {after:?}");
+        Ok(gained[0])
+    }
+    fn stays(&self, world: &World, wanted: usize) -> anyhow::Result<()> {
+        for _ in 0..MANY {
+            let nth = self.connect(world)?;
+            ensure!(nth == wanted, "backend {wanted}, then {nth}");
+        }
+        Ok(())
+    }
+    fn set_state(&self, world: &mut World, nth: usize, state: HealthState) -> anyhow::Result<()> {
+        let id = self.service * 4 + u32::try_from(nth)?;
+        let rows = world
+            .datapath()
+            .array::<BackendHealthRow>("backend_health")?;
+        let row = BackendHealthRow {
+            state: state.0,
+            ..rows.get(id)
+        };
+        Ok(world.tables().backend_health.put(id, row)?)
+    }
+    fn rows(&self, world: &World) -> anyhow::Result<Vec<(AffinityKey, AffinityRow)>> {
+        let table: KernelHash<AffinityKey, AffinityRow> = world.datapath().hash("affinity", "")?;
+        let mut rows = Vec::new();
+        table.for_each(&mut |key, row| {
+            if key.service == self.service {
+                rows.push((key, row));
+            }
+        })?;
+        Ok(rows)
+    }
+    /// Lays two tiers: the first of these backends, the second of those.
+    fn tiers(&self, world: &mut World, first: &[usize], second: &[usize]) -> anyhow::Result<()> {
+        let len = |tier: &[usize]| u32::try_from(tier.len());
+        let head = TierHead::new(1 + len(first)?, len(second)?);
+        world.tables().slots.put(SPAN, Slot(head.0))?;
+        for (at, nth) in (SPAN + 1..).zip(first.iter().chain(second)) {
+            let id = self.service * 4 + u32::try_from(*nth)?;
+            world.tables().slots.put(at, Slot::new(id, self.service))?;
+        }
+        self.ring(world, Ring::new(SPAN, 2, len(first)?))
+    }
+}
+
+fn connect(kind: Kind) -> anyhow::Result<()> {
+    let domain = if kind.is_v6() {
+        Domain::IPV6
+    } else {
+        Domain::IPV4
+    };
+    let stream = kind.protocol() == Protocol::Tcp;
+    let socket_type = if stream { Type::STREAM } else { Type::DGRAM };
+    let socket = Socket::new(domain, socket_type, None)?;
+    if stream {
+        socket.set_linger(Some(Duration::ZERO))?;
+    }
+    let to = SocketAddr::new(kind.ip(), SERVICE_PORT).into();
+    if matches!(kind, Kind::Datagram4 | Kind::Datagram6) {
+        socket.send_to(b"hello", &to)?;
+    } else {
+        socket.connect(&to)?;
+    }
+    Ok(())
+}
+
+pub fn rows() -> Vec<Row> {
+    type Each = fn(&mut World, Kind) -> anyhow::Result<()>;
+    let each: [(&str, Each); 7] = [
+        ("a client comes back", comes_back),
+        ("time-out", times_out),
+        ("the backend removed: another, which is kept", removed),
+        ("its slot moved: the same backend", slot_moved),
+        (
+            "in another tier: left, and the tier in use kept",
+            other_tier,
+        ),
+        ("off: drawn anew", off),
+        ("restart: the same backend", restart),
+    ];
+    let mut rows: Vec<Row> = Vec::new();
+    for kind in Kind::ALL {
+        for (name, row) in each {
+            rows.push((
+                format!("affinity {kind:?}: {name}"),
+                Box::new(move |world| row(world, kind)),
+            ));
+        }
+    }
+    let row = |name: &str, row: fn(&mut World) -> anyhow::Result<()>| -> Row {
+        (format!("affinity: {name}"), Box::new(row))
+    };
+    rows.extend([
+        row("the backend ejected: another, which is kept", ejected),
+        row(
+            "the first tier ejected: one of the second is kept",
+            tier_ejected,
+        ),
+        row("namespaces are clients of their own", clients),
+        row("the map full: drawn anew, never refused", full),
+    ]);
+    rows
+}
+
+fn comes_back(world: &mut World, kind: Kind) -> anyhow::Result<()> {
+    let scene = Scene::new(world, kind)?;
+    let first = scene.connect(world)?;
+    scene.stays(world, first)?;
+    let rows = scene.rows(world)?;
+    ensure!(rows.len() == 1, "{} rows for one client", rows.len());
+    Ok(())
+}
+
+/// As long ago as a time-out, without waiting for it: the clock's own zero is long past.
+fn times_out(world: &mut World, kind: Kind) -> anyhow::Result<()> {
+    let scene = Scene::new(world, kind)?;
+    let mut seen = std::collections::BTreeSet::new();
+    let mut table: KernelHash<AffinityKey, AffinityRow> = world.datapath().hash("affinity", "")?;
+    // The machine may not be up for as long as the default.
+    scene.allow(world, 1)?;
+    for _ in 0..2 * MANY {
+        seen.insert(scene.connect(world)?);
+        let rows = scene.rows(world)?;
+        let (key, row) = *rows.first().context("no row")?;
+        table.remove(key)?;
+        table.put(key, AffinityRow { used: 0, ..row })?;
+    }
+    ensure!(seen.len() > 1, "only backend {seen:?}");
+    // Within the time, the same row counts.
+    scene.allow(world, TIMEOUT)?;
+    let last = scene.connect(world)?;
+    scene.stays(world, last)
+}
+
+fn removed(world: &mut World, kind: Kind) -> anyhow::Result<()> {
+    let scene = Scene::new(world, kind)?;
+    let first = scene.connect(world)?;
+    let others: Vec<usize> = (0..4).filter(|nth| *nth != first).collect();
+    for (at, nth) in (SPAN..).zip(&others) {
+        let id = scene.service * 4 + u32::try_from(*nth)?;
+        world.tables().slots.put(at, Slot::new(id, scene.service))?;
+    }
+    scene.ring(world, Ring::new(SPAN, 1, 3))?;
+    let id = scene.service * 4 + u32::try_from(first)?;
+    let row = world.datapath().array::<BackendRow>("backends")?.get(id);
+    world.tables().backends.remove(id)?;
+    let second = scene.connect(world)?;
+    ensure!(second != first);
+    scene.stays(world, second)?;
+    // The id's next life is another backend's.
+    let next = BackendRow {
+        generation: row.generation + 1,
+        ..row
+    };
+    world.tables().backends.put(id, next)?;
+    scene.ring(world, Ring::new(scene.service * 4, 1, 4))?;
+    scene.stays(world, second)
+}
+
+fn slot_moved(world: &mut World, kind: Kind) -> anyhow::Result<()> {
+    let scene = Scene::new(world, kind)?;
+    let first = scene.connect(world)?;
+    for (at, nth) in (SPAN..).zip((0..4).rev()) {
+        let id = scene.service * 4 + nth;
+        world.tables().slots.put(at, Slot::new(id, scene.service))?;
+    }
+    scene.ring(world, Ring::new(SPAN, 1, 4))?;
+    scene.stays(world, first)
+}
+
+fn other_tier(world: &mut World, kind: Kind) -> anyhow::Result<()> {
+    let scene = Scene::new(world, kind)?;
+    let first = scene.connect(world)?;
+    let others: Vec<usize> = (0..4).filter(|nth| *nth != first).collect();
+    scene.tiers(world, &others, &[first])?;
+    let second = scene.connect(world)?;
+    ensure!(second != first, "a backend of the second tier was kept");
+    scene.stays(world, second)
+}
+
+fn off(world: &mut World, kind: Kind) -> anyhow::Result<()> {
+    let scene = Scene::new(world, kind)?;
+    world
+        .tables()
+        .rings
+        .put(scene.service, Ring::new(scene.service * 4, 1, 4))?;
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..2 * MANY {
+        seen.insert(scene.connect(world)?);
+    }
+    ensure!(seen.len() > 1, "only backend {seen:?}");
+    ensure!(scene.rows(world)?.is_empty());
+    Ok(())
+}
+
+fn restart(world: &mut World, kind: Kind) -> anyhow::Result<()> {
+    let scene = Scene::new(world, kind)?;
+    let first = scene.connect(world)?;
+    world.start(|_| ())?;
+    scene.stays(world, first)
+}
+
+/// Beyond any row's life.
+fn far_ejection() -> HealthState {
+    HealthState::ejected(1 << 40, 0)
+}
+
+fn ejected(world: &mut World) -> anyhow::Result<()> {
+    let scene = Scene::new(world, Kind::Tcp4)?;
+    let first = scene.connect(world)?;
+    scene.set_state(world, first, far_ejection())?;
+    let second = scene.connect(world)?;
+    ensure!(second != first);
+    scene.stays(world, second)?;
+    scene.set_state(world, first, HealthState::HEALTHY)?;
+    scene.stays(world, second)
+}
+
+fn tier_ejected(world: &mut World) -> anyhow::Result<()> {
+    let scene = Scene::new(world, Kind::Tcp4)?;
+    scene.tiers(world, &[0], &[1, 2, 3])?;
+    scene.stays(world, 0)?;
+    scene.set_state(world, 0, far_ejection())?;
+    let second = scene.connect(world)?;
+    ensure!(second != 0);
+    scene.stays(world, second)?;
+    // The first tier is in use again.
+    scene.set_state(world, 0, HealthState::HEALTHY)?;
+    scene.stays(world, 0)
+}
+
+fn clients(world: &mut World) -> anyhow::Result<()> {
+    const CLIENTS: usize = 12;
+    let scene = Scene::new(world, Kind::Udp4)?;
+    scene.connect(world)?;
+    for _ in 0..CLIENTS {
+        // UDP connects without a packet: a route will do.
+        let elsewhere = std::thread::spawn(|| -> anyhow::Result<()> {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+            super::world::run("ip", &["link", "set", "lo", "up"])?;
+            connect(Kind::Udp4)?;
+            connect(Kind::Udp4)
+        });
+        elsewhere
+            .join()
+            .map_err(|_| anyhow::anyhow!("a client's thread panicked"))??;
+    }
+    let rows = scene.rows(world)?;
+    ensure!(
+        rows.len() == CLIENTS + 1,
+        "{} rows for {CLIENTS} clients and this one",
+        rows.len()
+    );
+    let counts = scene.counts(world)?;
+    ensure!(
+        counts.iter().sum::<u64>() == 2 * CLIENTS as u64 + 1
+            && counts.iter().filter(|count| **count > 0).count() > 1,
+        "{counts:?}"
+    );
+    Ok(())
+}
+
+/// More clients than the map has rows for.
+fn full(world: &mut World) -> anyhow::Result<()> {
+    let scene = Scene::new(world, Kind::Udp4)?;
+    let mut table: KernelHash<AffinityKey, AffinityRow> = world.datapath().hash("affinity", "")?;
+    for client in 1_000_000..1_001_000 {
+        let key = AffinityKey {
+            client,
+            service: 60,
+            reserved: 0,
+        };
+        let row = AffinityRow {
+            used: 1,
+            backend: 0,
+            generation: 0,
+            slot: 0,
+            reserved: 0,
+        };
+        table.put(key, row)?;
+    }
+    for _ in 0..MANY {
+        scene.connect(world)?;
+    }
+    Ok(())
+}

@@ -1,7 +1,8 @@
 //! Puts the parts together: the only file that knows every one, and their order of start and stop.
 //!
-//! Start: datapath (maps, programs), what the maps already hold, API and HTTP, the engine, then the sources. Stop: the
-//! sources, the engine, API and HTTP; the datapath stays as it is.
+//! Start: datapath (maps, programs), what the maps already hold, the engine, the sources, then API and HTTP. Stop: all of
+//! them at once, and the process when the last has written what it keeps; the datapath stays as it is. A part that ends
+//! before that ends the agent, with exit status 1.
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -12,12 +13,13 @@ use isthmus_core::manifest::ManifestOptions;
 use isthmus_core::reconcile::Reconciler;
 use isthmus_core::store::Owner;
 use isthmus_mesh::http::{self, Hold, Readiness};
+use isthmus_mesh::parts::{Parts, STOP_TIME};
 use isthmus_mesh::source::files::{self, SourceStatus, SourceUpdate};
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::api::{self, ApiSocket};
 use crate::config::{AgentArgs, Switch};
@@ -104,14 +106,18 @@ async fn serve(
         engine.take_over();
     }
     let (sender, engine_events) = mpsc::channel(EVENTS_MAX);
-    let engine = tokio::spawn(engine.run(engine_events, shutdown.clone()));
-    let told = tokio::spawn(events::read_ring(
-        ring,
-        counters,
-        sender.clone(),
-        Arc::clone(&monitors),
-        shutdown.clone(),
-    ));
+    let mut parts = Parts::default();
+    parts.spawn("the engine", engine.run(engine_events, shutdown.clone()));
+    parts.spawn(
+        "the reader of what programs tell",
+        events::read_ring(
+            ring,
+            counters,
+            sender.clone(),
+            Arc::clone(&monitors),
+            shutdown.clone(),
+        ),
+    );
 
     let dir = args.source_dir();
     let location = format!("dir:{}", dir.display());
@@ -124,21 +130,17 @@ async fn serve(
         shutdown.clone(),
     );
     let (source_status, source) = watch::channel(Arc::new(SourceStatus::new(location)));
-    tokio::spawn(from_source(
-        updates,
-        source_status,
-        source_hold,
-        sender.clone(),
-        shutdown.clone(),
-    ));
+    parts.run(
+        "the source",
+        from_source(updates, source_status, source_hold, sender.clone()),
+    );
 
-    let mesh = crate::mesh::start(&args, &cluster, sender, shutdown.clone())?;
+    let mesh = crate::mesh::start(&mut parts, &args, &cluster, sender, shutdown.clone())?;
     if let Some(mesh) = mesh.clone() {
-        tokio::spawn(events::watch_peers(
-            mesh,
-            Arc::clone(&monitors),
-            shutdown.clone(),
-        ));
+        parts.run(
+            "the watcher of peers",
+            events::watch_peers(mesh, Arc::clone(&monitors), shutdown.clone()),
+        );
     }
 
     let view = Arc::new(View {
@@ -159,31 +161,28 @@ async fn serve(
         cluster_ttl: args.cluster_ttl,
     });
     let socket = ApiSocket::bind(&args.socket, &args.socket_group)?;
-    let api = tokio::spawn(api::serve(socket, Arc::clone(&view), shutdown.clone()));
+    parts.spawn(
+        "the node API",
+        api::serve(socket, Arc::clone(&view), shutdown.clone()),
+    );
     let mut registry = http::registry("isthmus-agent", env!("CARGO_PKG_VERSION"));
     registry.register_collector(Box::new(NodeMetrics(view)));
     let listener = http::listen(&args.http).await?;
-    let web = tokio::spawn(http::serve(
-        listener,
-        Arc::new(registry),
-        readiness,
-        shutdown.clone(),
-    ));
+    parts.run(
+        "the HTTP server",
+        http::serve(listener, Arc::new(registry), readiness, shutdown.clone()),
+    );
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        ended = parts.first_end() => Err(ended),
+    };
     info!("stopping; the datapath keeps working. `isthmus-agent cleanup` removes it");
     shutdown.cancel();
-    let (engine, told, api, web) = tokio::join!(engine, told, api, web);
-    engine.context("the engine failed")?;
-    told.context("the reader of events failed")?
-        .context("reading what programs tell")?;
-    api.context("the node API failed")??;
-    web.context("the HTTP server failed")
+    Ok(result.and(parts.finish(STOP_TIME).await)?)
 }
 
 /// Passes on what the source says, and keeps its status for those who ask.
@@ -192,7 +191,6 @@ async fn from_source(
     status: watch::Sender<Arc<SourceStatus>>,
     hold: Hold,
     events: mpsc::Sender<Event>,
-    shutdown: CancellationToken,
 ) {
     let mut hold = Some(hold);
     while let Some(update) = updates.recv().await {
@@ -211,8 +209,5 @@ async fn from_source(
         {
             return;
         }
-    }
-    if !shutdown.is_cancelled() {
-        warn!("the source has ended");
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! It takes what has come, derives, and writes, in rounds; it never waits for a source, a peer or a grace period.
 
+mod grace;
 mod ports;
 
 #[cfg(test)]
@@ -10,7 +11,6 @@ mod tests;
 use std::collections::BTreeSet;
 use std::sync::mpsc as thread_channel;
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use imbl::HashMap;
@@ -25,13 +25,14 @@ use isthmus_core::table::TableBackend;
 use isthmus_mesh::http::Hold;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::datapath::{
     Datapath, DatapathError, MappedArray, Orphans, Place, clock, close_orphans, grace_period,
 };
 use crate::events::{Backend, Happening, Monitors, Now, What, understand};
 
+pub use grace::{GraceError, NoGrace};
 pub use ports::PortIndex;
 
 use ports::Ports;
@@ -91,6 +92,8 @@ pub struct Published {
     pub changed: HashMap<(Owner, ObjectName, Address), Instant>,
     pub attached: bool,
     pub attach_error: Option<String>,
+    /// Why no grace period passes; what was freed stays unused meanwhile.
+    pub no_grace: Option<Arc<NoGrace>>,
     /// Service ports by their index in the maps.
     pub ports: PortIndex,
     /// By backend id.
@@ -214,11 +217,18 @@ impl Engine {
     }
 
     /// Works until `shutdown`, or until nobody is left to tell it anything.
-    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, shutdown: CancellationToken) {
-        let (ask, mut passed) = grace_thread();
+    ///
+    /// # Errors
+    /// If the thread of grace periods is not to be had, or ended.
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        shutdown: CancellationToken,
+    ) -> Result<(), GraceError> {
+        let (ask, mut waited) = grace::spawn(grace_period)?;
         loop {
             let now = Instant::now();
-            let deadline = self.round(now, &ask);
+            let deadline = self.round(now, &ask)?;
             let wait = deadline.map_or(Duration::from_secs(3600), |at| {
                 at.saturating_duration_since(Instant::now())
             });
@@ -226,21 +236,21 @@ impl Engine {
                 // There is more to write: take in what has come meanwhile, without waiting for it.
                 tokio::task::yield_now().await;
                 self.take(&mut events, None);
-                while let Ok(ticket) = passed.try_recv() {
-                    self.reconciler.grace_passed(ticket);
+                while let Ok(said) = waited.try_recv() {
+                    self.note_grace(said);
                 }
                 if shutdown.is_cancelled() {
-                    return;
+                    return Ok(());
                 }
                 continue;
             }
             tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => return Ok(()),
                 event = events.recv() => match event {
                     Some(event) => self.take(&mut events, Some(event)),
-                    None => return,
+                    None => return Ok(()),
                 },
-                Some(ticket) = passed.recv() => self.reconciler.grace_passed(ticket),
+                said = waited.recv() => self.note_grace(said.ok_or(GraceError::Ended)?),
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -360,13 +370,10 @@ impl Engine {
         &mut self,
         now: Instant,
         ask: &thread_channel::Sender<GraceTicket>,
-    ) -> Option<Instant> {
+    ) -> Result<Option<Instant>, GraceError> {
         let progress = self.reconciler.step(now, ROUND_WRITES);
         if let Some(ticket) = progress.want_grace {
-            // The thread lives as long as the engine; without it nothing would be used again, and nothing worse.
-            if ask.send(ticket).is_err() {
-                error!("the thread of grace periods has ended: freed rows will not be used again");
-            }
+            ask.send(ticket).map_err(|_| GraceError::Ended)?;
         }
         let removed = self.reconciler.take_removed();
         if !removed.is_empty() && self.orphans.send(removed).is_err() {
@@ -393,13 +400,21 @@ impl Engine {
         self.published.counts = self.reconciler.counts();
         self.published.faults = self.reconciler.faults().take(FAULTS_MAX).collect();
         self.publish.send_replace(Arc::new(self.published.clone()));
-        if progress.idle {
-            [progress.next_deadline, attach_due, Some(self.limits_at)]
-                .into_iter()
-                .flatten()
-                .min()
-        } else {
-            Some(now)
+        if !progress.idle {
+            return Ok(Some(now));
+        }
+        let due = [progress.next_deadline, attach_due, Some(self.limits_at)];
+        Ok(due.into_iter().flatten().min())
+    }
+
+    /// A grace period has passed, or is not to be had for now.
+    fn note_grace(&mut self, said: Result<GraceTicket, Arc<NoGrace>>) {
+        match said {
+            Ok(ticket) => {
+                self.published.no_grace = None;
+                self.reconciler.grace_passed(ticket);
+            }
+            Err(fault) => self.published.no_grace = Some(fault),
         }
     }
 
@@ -503,27 +518,4 @@ pub fn lock(datapath: &Mutex<Datapath>) -> std::sync::MutexGuard<'_, Datapath> {
     datapath
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-/// Waits for grace periods on a thread of its own: each takes milliseconds.
-fn grace_thread() -> (
-    thread_channel::Sender<GraceTicket>,
-    mpsc::UnboundedReceiver<GraceTicket>,
-) {
-    let (ask, asked) = thread_channel::channel();
-    // One ticket is under way at a time: the queues hold one at most.
-    let (tell, passed) = mpsc::unbounded_channel();
-    thread::spawn(move || {
-        for ticket in asked {
-            match grace_period() {
-                Ok(()) => {
-                    if tell.send(ticket).is_err() {
-                        return;
-                    }
-                }
-                Err(error) => error!(%error, "no grace period: what was freed stays unused"),
-            }
-        }
-    });
-    (ask, passed)
 }

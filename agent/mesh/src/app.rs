@@ -5,19 +5,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use ipnet::IpNet;
 use isthmus_core::manifest::ManifestOptions;
 use isthmus_core::mesh::{CIDRS_MAX, Cluster, Guard};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::config::{CommonArgs, ConfigError, SourceSpec, cidr, duration, listen_address, percent};
 use crate::http::{self, Readiness};
 use crate::hub::{self, HubConfig, HubHandle};
 use crate::links::{self, Links};
 use crate::metrics::MeshMetrics;
+use crate::parts::{Parts, STOP_TIME};
 use crate::server::{self, Listen, Served};
 use crate::source::files;
 use crate::tls::Tls;
@@ -152,9 +152,11 @@ pub async fn serve(args: MeshArgs, shutdown: CancellationToken) -> Result<()> {
         state_dir: args.state_dir,
     };
     let (hub, hub_task) = hub::spawn(config, hub_stop.clone())?;
+    let mut last = Parts::default();
+    last.adopt("the hub", hub_task);
 
     let readiness = Readiness::default();
-    let tasks = TaskTracker::new();
+    let mut parts = Parts::default();
     let served = Arc::new(Served::default());
     let mut registry = http::registry("mesh", env!("CARGO_PKG_VERSION"));
     registry.register_collector(Box::new(MeshMetrics {
@@ -162,29 +164,35 @@ pub async fn serve(args: MeshArgs, shutdown: CancellationToken) -> Result<()> {
         served: served.clone(),
         tls,
     }));
-    tasks.spawn(http::serve(
-        http_listener,
-        Arc::new(registry),
-        readiness.clone(),
-        shutdown.clone(),
-    ));
-    tasks.spawn(publish(
-        args.common.source,
-        hub.clone(),
-        readiness,
-        shutdown.clone(),
-    ));
+    parts.run(
+        "the HTTP server",
+        http::serve(
+            http_listener,
+            Arc::new(registry),
+            readiness.clone(),
+            shutdown.clone(),
+        ),
+    );
+    parts.run(
+        "the source",
+        publish(args.common.source, hub.clone(), readiness, shutdown.clone()),
+    );
     let directory = Links::new(args.links, own.name.clone(), Some(paths));
-    let _problems = links::spawn(directory, hub.clone(), tasks.clone(), shutdown.clone());
+    let (_problems, keeper) = links::spawn(directory, hub.clone(), shutdown.clone());
+    parts.adopt("the keeper of links", keeper);
+    let streams = server::serve(listen, hub, served, shutdown.clone());
+    parts.spawn("the server of mesh streams", streams);
 
     tracing::info!(cluster = %own, listen = %args.listen, "isthmus-mesh {} runs", env!("CARGO_PKG_VERSION"));
-    let result = server::serve(listen, hub, served, shutdown.clone()).await;
+    let result = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        ended = parts.first_end() => Err(ended),
+        ended = last.first_end() => Err(ended),
+    };
     shutdown.cancel();
-    tasks.close();
-    tasks.wait().await;
+    let result = result.and(parts.finish(STOP_TIME).await);
     hub_stop.cancel();
-    hub_task.await.context("the hub's task")?;
-    result.context("serving mesh streams")
+    Ok(result.and(last.finish(STOP_TIME).await)?)
 }
 
 /// Source → hub, for as long as both are there.

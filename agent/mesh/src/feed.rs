@@ -10,6 +10,7 @@ use isthmus_core::mesh::{
     Backoff, Cluster, Fault, Feed, FeedEvent, FeedSettings, FeedStatus, FromServer, SavedFeed,
 };
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -64,15 +65,20 @@ pub struct MeshStatus {
     pub problems: Vec<String>,
 }
 
+/// A feed that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// Bounded: an agent that is slow slows the stream, and loses nothing.
+    pub events: mpsc::Receiver<FeedEvent>,
+    pub status: watch::Receiver<Arc<MeshStatus>>,
+    /// Ends when the state file is written, after `shutdown` or when nobody takes events any more: only then may the
+    /// process end.
+    pub task: JoinHandle<()>,
+}
+
 /// Reads the state file, says its rows again, connects, and goes on until `shutdown`.
-///
-/// The queue of events is bounded: an agent that is slow slows the stream, and loses nothing. It ends (`None`) when the
-/// state file is written after `shutdown`; then the process may end.
 #[must_use]
-pub fn spawn(
-    config: FeedConfig,
-    shutdown: CancellationToken,
-) -> (mpsc::Receiver<FeedEvent>, watch::Receiver<Arc<MeshStatus>>) {
+pub fn spawn(config: FeedConfig, shutdown: CancellationToken) -> Running {
     let path = config.state_dir.join("peers.state");
     let mut problems = Vec::new();
     let saved = match statefile::load::<SavedFeed>(&path, KIND) {
@@ -127,8 +133,11 @@ pub fn spawn(
         shown: now,
         saved: now,
     };
-    tokio::spawn(task.run(shutdown));
-    (receiver, status_receiver)
+    Running {
+        events: receiver,
+        status: status_receiver,
+        task: tokio::spawn(task.run(shutdown)),
+    }
 }
 
 fn status(config: &FeedConfig, feed: &Feed, tls: Option<&Tls>, problems: &[String]) -> MeshStatus {

@@ -8,6 +8,7 @@ pub mod hub;
 mod link;
 pub mod links;
 mod metrics;
+pub mod parts;
 pub mod server;
 pub mod source;
 pub mod statefile;

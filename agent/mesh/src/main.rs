@@ -33,7 +33,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(app::run(loaded.args)) {
+    let result = runtime.block_on(app::run(loaded.args));
+    // Blocking calls to a dead file system must not hold up the end.
+    runtime.shutdown_background();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast::<ConfigError>() {
             Ok(usage) => usage.exit(),

@@ -10,7 +10,7 @@ use isthmus_proto::node::v1 as pb;
 use super::{View, seconds_since};
 use crate::api::ViewError;
 use crate::datapath::{Datapath, Hook, MapUse, Proof};
-use crate::engine::Published;
+use crate::engine::{NoGrace, Published};
 
 impl View {
     pub(super) fn status(&self) -> Result<pb::GetStatusResponse, ViewError> {
@@ -189,7 +189,13 @@ fn reconcile(published: &Published) -> pb::Reconcile {
     let listed = published.faults.len() as u64;
     pb::Reconcile {
         pending: u64::from(counts.pending) + u64::from(counts.failing),
-        failing: published.faults.iter().map(failing).collect(),
+        failing: published
+            .no_grace
+            .as_deref()
+            .map(no_grace)
+            .into_iter()
+            .chain(published.faults.iter().map(failing))
+            .collect(),
         failing_not_listed: u64::from(counts.failing).saturating_sub(listed),
         writes: counts.writes - counts.writes_failed,
         failed_writes: counts.writes_failed,
@@ -211,6 +217,20 @@ fn table(error: &ReconcileError) -> &'static str {
                 "frontends6"
             }
         }
+    }
+}
+
+/// Shown as a row, since it holds up rows: whatever is new waits for it where something was removed.
+fn no_grace(fault: &NoGrace) -> pb::FailingRow {
+    pb::FailingRow {
+        table: "membarrier".to_owned(),
+        error: format!(
+            "the kernel grants no grace period: {}; what was freed stays unused until it does",
+            fault.error
+        ),
+        age_seconds: seconds_since(fault.since),
+        tries: fault.tries,
+        ..pb::FailingRow::default()
     }
 }
 

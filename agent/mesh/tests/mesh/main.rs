@@ -195,6 +195,35 @@ async fn restarts_resume_and_an_agent_alone_keeps_its_rows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_told_just_before_the_end_outlives_it() {
+    let world = World::new();
+    let (west, east) = (world.mesh("west", 2).await, world.mesh("east", 1).await);
+    west.publish(rows(1)).await;
+    east.publish(vec![]).await;
+    east.link("west", west.address, None);
+    let mut agent = world.agent(&east, "east", 1).await;
+    agent
+        .until("rows of west", |agent| agent.complete("west"))
+        .await;
+    // Within the pause that follows the write of the first rows.
+    west.publish(rows(7)).await;
+    agent
+        .until("more rows", |agent| agent.held("west") == Some((1, 7)))
+        .await;
+    let config = world.agent_config(&east, "east", 1);
+    agent.leave().await;
+    east.stop().await;
+    let mut agent = Agent::new(config);
+    agent
+        .until("rows from the state file", |agent| {
+            agent.held("west") == Some((1, 7))
+        })
+        .await;
+    agent.stop().await;
+    west.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_duplicate_id_is_refused_with_both_names_on_both_sides() {
     let world = World::new();
     let (west, east, lab2) = (

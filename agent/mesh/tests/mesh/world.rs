@@ -27,7 +27,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
 pub(crate) const GUARD: Guard = Guard {
@@ -164,7 +163,7 @@ pub(crate) struct Mesh {
     stop: CancellationToken,
     hub_stop: CancellationToken,
     serving: JoinHandle<()>,
-    tasks: TaskTracker,
+    keeper: JoinHandle<()>,
     hub_task: JoinHandle<()>,
 }
 
@@ -178,11 +177,7 @@ impl Mesh {
     ) -> Self {
         let (links, socket) = (home.join("links"), home.join("mesh.sock"));
         fs::create_dir_all(&links).unwrap();
-        let (stop, hub_stop, tasks) = (
-            CancellationToken::new(),
-            CancellationToken::new(),
-            TaskTracker::new(),
-        );
+        let (stop, hub_stop) = (CancellationToken::new(), CancellationToken::new());
         let tls = paths(&certs, "mesh");
         let listen = Listen::default()
             .tcp(address, Arc::new(Tls::new(tls.clone())))
@@ -200,7 +195,7 @@ impl Mesh {
         };
         let (hub, hub_task) = hub::spawn(config, hub_stop.clone()).unwrap();
         let directory = Links::new(links.clone(), own.name.clone(), Some(tls));
-        let _problems = links::spawn(directory, hub.clone(), tasks.clone(), stop.clone());
+        let (_problems, keeper) = links::spawn(directory, hub.clone(), stop.clone());
         let served = Arc::new(Served::default());
         let serving = server::serve(listen, hub.clone(), served.clone(), stop.child_token());
         let serving = tokio::spawn(async move { serving.await.unwrap() });
@@ -217,7 +212,7 @@ impl Mesh {
             stop,
             hub_stop,
             serving,
-            tasks,
+            keeper,
             hub_task,
         }
     }
@@ -334,8 +329,7 @@ impl Mesh {
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         self.serving.await.unwrap();
-        self.tasks.close();
-        self.tasks.wait().await;
+        self.keeper.await.unwrap();
         self.hub_stop.cancel();
         self.hub_task.await.unwrap();
     }
@@ -363,6 +357,7 @@ impl Mesh {
 pub(crate) struct Agent {
     receiver: mpsc::Receiver<FeedEvent>,
     statuses: watch::Receiver<Arc<MeshStatus>>,
+    task: JoinHandle<()>,
     stop: CancellationToken,
     held: BTreeMap<String, (Rows, bool, bool)>,
     pub(crate) events: Vec<FeedEvent>,
@@ -373,10 +368,11 @@ pub(crate) struct Agent {
 impl Agent {
     pub(crate) fn new(config: FeedConfig) -> Self {
         let stop = CancellationToken::new();
-        let (receiver, statuses) = feed::spawn(config, stop.clone());
+        let running = feed::spawn(config, stop.clone());
         Self {
-            receiver,
-            statuses,
+            receiver: running.events,
+            statuses: running.status,
+            task: running.task,
             stop,
             held: BTreeMap::new(),
             events: Vec::new(),
@@ -458,6 +454,14 @@ impl Agent {
         while let Some(event) = self.receiver.recv().await {
             self.apply(event);
         }
+        self.task.await.unwrap();
+    }
+
+    /// Until its state is written, with nobody left who takes events.
+    pub(crate) async fn leave(self) {
+        drop(self.receiver);
+        self.stop.cancel();
+        self.task.await.unwrap();
     }
 }
 

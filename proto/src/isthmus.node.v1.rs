@@ -409,6 +409,10 @@ pub struct Feed {
     /// This agent's certificate; absent on a unix socket.
     #[prost(message, optional, tag = "8")]
     pub certificate: ::core::option::Option<Certificate>,
+    /// The peers are all linked clusters, as the mesh server last said. False before it did, and while it has not been able to
+    /// read all of its links.
+    #[prost(bool, tag = "9")]
+    pub listed: bool,
 }
 /// Another cluster.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -74,7 +74,8 @@ pub enum Command {
 pub enum Clustermesh {
     /// The feed from this cluster's mesh server, and every peer
     Status {
-        /// Wait until every peer is connected and hears us; 1m if no time is given
+        /// Wait until the mesh server knows all of its links, at least one, and each peer is connected, has told all of its
+        /// rows and hears us; 1m if no time is given
         #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true,
               default_missing_value = "1m", value_parser = duration)]
         wait: Option<Duration>,

@@ -72,7 +72,8 @@ async fn mesh_status(global: &Global, wait: Option<Duration>) -> Result<ExitCode
         return Ok(code);
     }
     anyhow::bail!(
-        "not every peer is connected and known to hear us after {time:?}; --wait=DURATION waits longer"
+        "after {time:?} still waiting for {}; --wait=DURATION waits longer",
+        status.awaited().join(", ")
     )
 }
 

@@ -54,6 +54,7 @@ fn feed(mesh: &MeshStatus, now: Instant) -> pb::Feed {
             .as_ref()
             .map(|error| link_error(error, status.tries, now)),
         certificate: mesh.certificate.as_ref().map(certificate),
+        listed: status.listed,
     }
 }
 

@@ -334,10 +334,10 @@ impl Feed {
                 .or_insert_with(|| Peer::new(name, now))
                 .report(report, now);
         }
+        self.listed = !partial;
         if partial {
             return;
         }
-        self.listed = true;
         let linked: Option<Vec<_>> = self.peers.values().map(Peer::reported).collect();
         if linked.is_some() && linked != self.linked {
             events.extend(linked.clone().map(FeedEvent::Linked));

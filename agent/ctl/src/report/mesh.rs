@@ -48,6 +48,8 @@ pub struct Feed {
     pub last_error: Option<LinkError>,
     /// The agent's; null on a unix socket.
     pub certificate: Option<Certificate>,
+    /// True if `peers` are all linked clusters, as the mesh server last said.
+    pub listed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
@@ -182,9 +184,41 @@ impl ClusterMeshStatus {
         status.peers_needing_attention = status.peers.iter().filter(in_need).count();
         status
     }
-    /// What `--wait` waits for: everything well, and known to be. A cluster alone is settled.
+    /// What `--wait` still waits for, one sentence each: at least one linked cluster, all of them known, and each of them
+    /// connected, told whole and hearing us. Nothing for a cluster alone, which has no mesh server.
+    pub fn awaited(&self) -> Vec<String> {
+        let Some(feed) = &self.feed else {
+            return Vec::new();
+        };
+        let mut awaited = Vec::new();
+        if feed.state != FeedState::Connected {
+            awaited.push("the mesh server to be reached".to_owned());
+        } else if !feed.listed {
+            awaited.push(
+                "the mesh server to know all of its links (its --links directory, and each file in it)"
+                    .to_owned(),
+            );
+        } else if self.peers.is_empty() {
+            awaited.push("a cluster to be linked".to_owned());
+        }
+        for peer in &self.peers {
+            let name = &peer.name;
+            if peer.state != PeerState::Connected {
+                awaited.push(format!("{name} to be connected"));
+            } else if !peer.complete {
+                awaited.push(format!("{name} to tell all of its rows"));
+            } else if peer.hears_us != Some(true) {
+                awaited.push(format!("{name} to watch {}", self.node.cluster));
+            }
+        }
+        if awaited.is_empty() {
+            let faults = self.attention.iter().filter(|item| item.is_fault());
+            awaited.extend(faults.map(|fault| format!("{} to be mended", fault.about)));
+        }
+        awaited
+    }
     pub fn is_settled(&self) -> bool {
-        !self.is_bad() && self.peers.iter().all(|peer| peer.hears_us == Some(true))
+        self.awaited().is_empty()
     }
     /// True once `name` is connected and its first snapshot is here.
     pub fn is_connected(&self, name: &str) -> bool {
@@ -257,6 +291,7 @@ impl From<proto::Feed> for Feed {
             last_resumed_seconds: Seconds::known(feed.last_resumed_seconds),
             last_error: feed.last_error.map(LinkError::from),
             certificate: feed.certificate.and_then(Certificate::new),
+            listed: feed.listed,
         }
     }
 }

@@ -41,7 +41,7 @@ pub struct FeedStatus {
     pub last_error: Option<(String, Age)>,
     /// Tries to connect since then.
     pub tries: u32,
-    /// Our mesh server has said which clusters are linked, since the agent started.
+    /// The newest list of our mesh server names every linked cluster.
     pub listed: bool,
     /// By name.
     pub peers: Vec<PeerStatus>,

@@ -327,6 +327,25 @@ pub struct PeerList {
     /// Not every link could be read since the mesh server started: a cluster that is not named may be linked all the same.
     #[prost(bool, tag = "2")]
     pub partial: bool,
+    /// What is wrong with this mesh server's own files and rows, at most 256.
+    #[prost(message, repeated, tag = "3")]
+    pub troubles: ::prost::alloc::vec::Vec<Trouble>,
+}
+/// What is wrong on a mesh server's own side, for people.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Trouble {
+    /// `link west.yaml:6`, `state file`.
+    #[prost(string, tag = "1")]
+    pub about: ::prost::alloc::string::String,
+    /// One sentence.
+    #[prost(string, tag = "2")]
+    pub cause: ::prost::alloc::string::String,
+    /// What to do; one sentence.
+    #[prost(string, tag = "3")]
+    pub way_out: ::prost::alloc::string::String,
+    /// Since it is so.
+    #[prost(uint64, tag = "4")]
+    pub age_ms: u64,
 }
 /// One linked cluster, as its mesh server's neighbour sees it.
 #[derive(Clone, PartialEq, ::prost::Message)]

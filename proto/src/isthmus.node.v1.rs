@@ -413,6 +413,26 @@ pub struct Feed {
     /// read all of its links.
     #[prost(bool, tag = "9")]
     pub listed: bool,
+    /// What is wrong with the files and rows of this cluster's own side: this agent's first, then the mesh server's, as it last
+    /// said.
+    #[prost(message, repeated, tag = "10")]
+    pub troubles: ::prost::alloc::vec::Vec<Trouble>,
+}
+/// What is wrong on this cluster's own side of the mesh.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Trouble {
+    /// `link west.yaml:6`, `state file`, `certificate`.
+    #[prost(string, tag = "1")]
+    pub about: ::prost::alloc::string::String,
+    /// One sentence.
+    #[prost(string, tag = "2")]
+    pub cause: ::prost::alloc::string::String,
+    /// What to do; one sentence.
+    #[prost(string, tag = "3")]
+    pub way_out: ::prost::alloc::string::String,
+    /// Since it is so; absent if not known.
+    #[prost(double, optional, tag = "4")]
+    pub age_seconds: ::core::option::Option<f64>,
 }
 /// Another cluster.
 #[derive(Clone, PartialEq, ::prost::Message)]

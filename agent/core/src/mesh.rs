@@ -27,6 +27,7 @@ mod rows;
 mod salt;
 mod silence;
 mod terms;
+mod trouble;
 mod watcher;
 
 #[cfg(test)]
@@ -51,4 +52,5 @@ pub use refused::RefusalReport;
 pub use rows::{RowKey, Rows, row_bytes};
 pub use silence::{Age, SavedSilence, Silence};
 pub use terms::{CIDRS_MAX, Refusal, Terms};
+pub use trouble::{TROUBLES_MAX, Trouble, TroubleReport, TroubleSource};
 pub use watcher::{ClusterView, PeerView, View, Watcher};

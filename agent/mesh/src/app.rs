@@ -178,7 +178,7 @@ pub async fn serve(args: MeshArgs, shutdown: CancellationToken) -> Result<()> {
         publish(args.common.source, hub.clone(), readiness, shutdown.clone()),
     );
     let directory = Links::new(args.links, own.name.clone(), Some(paths));
-    let (_problems, keeper) = links::spawn(directory, hub.clone(), shutdown.clone());
+    let keeper = links::spawn(directory, hub.clone(), shutdown.clone());
     parts.adopt("the keeper of links", keeper);
     let streams = server::serve(listen, hub, served, shutdown.clone());
     parts.spawn("the server of mesh streams", streams);

@@ -22,7 +22,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 use crate::config::{MeshEndpoint, TlsPaths};
-use crate::tls::{Tls, client_words};
+use crate::tls::{Tls, client_words, io_words};
 use crate::{certs, wire};
 
 /// A SYN, and one more after a second.
@@ -54,6 +54,12 @@ impl Failure {
             words,
             refused: true,
         }
+    }
+    /// Three heartbeats were missed on a connection that stands.
+    pub(crate) fn silent(endpoint: &MeshEndpoint) -> Self {
+        Self::broken(format!(
+            "heartbeat timed out: {endpoint} fell silent: firewall, route, or mesh server down?"
+        ))
     }
 }
 
@@ -128,8 +134,9 @@ pub async fn connect(
                 Ok(Err(error)) => {
                     let words = client_words(&error, tls.paths());
                     let refused = words.is_some();
-                    let words =
-                        words.unwrap_or_else(|| format!("the TLS handshake failed: {error}"));
+                    let words = words.unwrap_or_else(|| {
+                        format!("the TLS handshake failed: {}", io_words(&error))
+                    });
                     return Err(Failure {
                         words: format!("{shown}: {words}"),
                         refused,
@@ -291,7 +298,10 @@ impl Faults {
             {
                 return Failure::refused(format!("{endpoint}: {words}"));
             }
-            return Failure::broken(format!("{endpoint}: the connection broke: {error}"));
+            return Failure::broken(format!(
+                "{endpoint}: the connection broke: {}",
+                io_words(error)
+            ));
         }
         match status.code() {
             Code::InvalidArgument | Code::PermissionDenied | Code::FailedPrecondition => {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_core::mesh::{
     Backoff, Cluster, Fault, Feed, FeedEvent, FeedSettings, FeedStatus, FromServer, SavedFeed,
+    Trouble,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -16,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{MeshEndpoint, TlsPaths};
 use crate::dial::{Failure, Stream, connect};
-use crate::statefile::{self, Loaded, Saver};
+use crate::seldom::Seldom;
+use crate::statefile::{self, Loaded, Saver, SetAside};
 use crate::tls::{Certificate, Tls};
 
 /// Events that wait for the agent.
@@ -61,8 +63,8 @@ pub struct MeshStatus {
     pub feed: FeedStatus,
     /// The agent's own certificate; `None` on a unix socket, and if it cannot be read.
     pub certificate: Option<Certificate>,
-    /// What is wrong here, in words: certificates that cannot be read, a state file that was set aside.
-    pub problems: Vec<String>,
+    /// What is wrong with this agent's own files: certificates that cannot be read, a state file that was set aside.
+    pub troubles: Vec<Trouble>,
 }
 
 /// A feed that runs.
@@ -80,29 +82,27 @@ pub struct Running {
 #[must_use]
 pub fn spawn(config: FeedConfig, shutdown: CancellationToken) -> Running {
     let path = config.state_dir.join("peers.state");
-    let mut problems = Vec::new();
+    let mut set_aside = None;
     let saved = match statefile::load::<SavedFeed>(&path, KIND) {
         Ok(Loaded::Good(saved)) => saved,
         Ok(Loaded::Missing) => SavedFeed::default(),
-        Ok(Loaded::Bad { problem, aside }) => {
-            problems.push(format!(
-                "{}: {problem}; it was set aside as {}",
-                path.display(),
-                aside.display()
-            ));
+        Ok(Loaded::Bad(bad)) => {
+            tracing::error!(
+                problem = bad.problem, aside = %bad.aside.display(),
+                "state file set aside; remote backends are not known until the mesh server tells them"
+            );
+            set_aside = Some(StateFault::SetAside(bad));
             SavedFeed::default()
         }
         Err(error) => {
-            problems.push(error.to_string());
+            tracing::error!(
+                %error,
+                "remote backends are not known until the mesh server tells them"
+            );
+            set_aside = Some(StateFault::Unreadable(error.to_string()));
             SavedFeed::default()
         }
     };
-    for problem in &problems {
-        tracing::error!(
-            problem,
-            "remote backends are not known until the mesh server tells them"
-        );
-    }
     let settings = FeedSettings {
         own: config.cluster.clone(),
         node: config.node.clone(),
@@ -116,7 +116,7 @@ pub fn spawn(config: FeedConfig, shutdown: CancellationToken) -> Running {
         .filter(|_| !matches!(config.server, MeshEndpoint::Unix(_)))
         .map(Tls::new);
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let status = Arc::new(status(&config, &feed, tls.as_ref(), &problems));
+    let status = Arc::new(status(&config, &feed, tls.as_ref(), set_aside.as_ref()));
     let (statuses, status_receiver) = watch::channel(status);
     let saver = Saver::spawn(path, KIND);
     let pending = events.into();
@@ -129,7 +129,8 @@ pub fn spawn(config: FeedConfig, shutdown: CancellationToken) -> Running {
         pending,
         statuses,
         saver,
-        problems,
+        set_aside,
+        seldom: Seldom::default(),
         shown: now,
         saved: now,
     };
@@ -140,15 +141,50 @@ pub fn spawn(config: FeedConfig, shutdown: CancellationToken) -> Running {
     }
 }
 
-fn status(config: &FeedConfig, feed: &Feed, tls: Option<&Tls>, problems: &[String]) -> MeshStatus {
+/// Why the state file was of no use.
+enum StateFault {
+    SetAside(SetAside),
+    Unreadable(String),
+}
+
+impl StateFault {
+    fn trouble(&self) -> Option<Trouble> {
+        let meanwhile = "Remote backends were not known until the mesh server told them.";
+        match self {
+            Self::SetAside(bad) => bad.trouble(meanwhile),
+            Self::Unreadable(error) => Some(Trouble {
+                about: "state file".to_owned(),
+                cause: format!("{error} {meanwhile}"),
+                way_out: "Mend that, and restart the agent.".to_owned(),
+            }),
+        }
+    }
+}
+
+fn status(
+    config: &FeedConfig,
+    feed: &Feed,
+    tls: Option<&Tls>,
+    state: Option<&StateFault>,
+) -> MeshStatus {
     let (certificate, problem) = tls.map(Tls::status).unwrap_or_default();
+    let of_files = problem.map(|cause| Trouble {
+        about: "certificate".to_owned(),
+        cause,
+        way_out: "Mend the files of --tls-ca, --tls-cert and --tls-key; they are read again when they change."
+            .to_owned(),
+    });
     MeshStatus {
         server: config.server.to_string(),
         stale_after: config.stale_after,
         ttl: config.ttl,
         feed: feed.status(),
         certificate,
-        problems: problems.iter().cloned().chain(problem).collect(),
+        troubles: state
+            .and_then(StateFault::trouble)
+            .into_iter()
+            .chain(of_files)
+            .collect(),
     }
 }
 
@@ -160,7 +196,8 @@ struct Task {
     pending: VecDeque<FeedEvent>,
     statuses: watch::Sender<Arc<MeshStatus>>,
     saver: Saver<SavedFeed>,
-    problems: Vec<String>,
+    set_aside: Option<StateFault>,
+    seldom: Seldom,
     shown: Instant,
     saved: Instant,
 }
@@ -183,16 +220,21 @@ impl Task {
         let mut refused = Backoff::new(RETRY_REFUSED.0, RETRY_REFUSED.1);
         loop {
             self.feed.dial();
-            let mut greeted = false;
+            let mut greeted = None;
             let failure = match self.attempt(&mut greeted).await {
                 Ok(failure) => failure,
                 Err(gone) => return gone,
             };
-            tracing::warn!(server = %self.config.server, error = failure.words, "the feed is not connected");
             let now = Instant::now();
+            if let Some(since) = greeted {
+                self.seldom.was_well(since, now);
+            }
+            if let Some(again) = self.seldom.due(&failure.words, now) {
+                tracing::warn!(server = %self.config.server, error = failure.words, again, "the feed is not connected");
+            }
             self.feed.close(failure.words, now);
             self.show(now);
-            if greeted {
+            if greeted.is_some() {
                 broken.reset();
                 refused.reset();
             }
@@ -210,7 +252,7 @@ impl Task {
     }
 
     /// One connection's life.
-    async fn attempt(&mut self, greeted: &mut bool) -> Result<Failure, AgentGone> {
+    async fn attempt(&mut self, greeted: &mut Option<Instant>) -> Result<Failure, AgentGone> {
         let (feed, config, tls) = (&mut self.feed, &self.config, self.tls.as_ref());
         let connected = async {
             let transport = connect(&config.server, tls, &config.cluster.name).await?;
@@ -234,9 +276,11 @@ impl Task {
                 said = stream.next(), if room => match said {
                     Ok(said) => {
                         if let FromServer::Hello(hello) = &said.message {
-                            *greeted = true;
+                            *greeted = Some(Instant::now());
                             beat = beats(hello.heartbeat.max(Duration::from_millis(10)));
-                            tracing::info!(server = %self.config.server, "the feed is connected");
+                            if self.seldom.due("connected", Instant::now()).is_some() {
+                                tracing::info!(server = %self.config.server, "the feed is connected");
+                            }
                         }
                         if let Err(fault) = self.hear(said) {
                             return Ok(fault.into());
@@ -249,11 +293,19 @@ impl Task {
                     let now = Instant::now();
                     match self.feed.tick(now) {
                         Ok(events) => self.take(events, now),
-                        Err(fault) => return Ok(fault.into()),
+                        Err(fault) => return Ok(self.explain(fault)),
                     }
                 }
                 gone = deliver(&self.sender, &mut self.pending) => return Err(gone),
             }
+        }
+    }
+
+    /// Which server was silent, and the way out.
+    fn explain(&self, fault: Fault) -> Failure {
+        match fault {
+            Fault::Silent => Failure::silent(&self.config.server),
+            other => other.into(),
         }
     }
 
@@ -294,7 +346,8 @@ impl Task {
 
     fn show(&mut self, now: Instant) {
         self.shown = now;
-        let status = status(&self.config, &self.feed, self.tls.as_ref(), &self.problems);
+        let (tls, state) = (self.tls.as_ref(), self.set_aside.as_ref());
+        let status = status(&self.config, &self.feed, tls, state);
         self.statuses.send_replace(Arc::new(status));
     }
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use isthmus_core::mesh::{
-    Cluster, ConsumerHello, Epoch, Fault, Guard, Hub, HubSettings, SavedHub, Sequenced, Terms, View,
+    Cluster, ConsumerHello, Epoch, Fault, Guard, Hub, HubSettings, SavedHub, Sequenced, Terms,
+    Trouble, TroubleSource, View,
 };
 use isthmus_core::model::{Batch, ClusterId, ClusterName};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,7 +16,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::server::Fill;
-use crate::statefile::{self, Loaded, Saver, StateError};
+use crate::statefile::{self, Loaded, Saver, SetAside, StateError};
 
 /// Commands that wait. Whoever sends more waits too.
 const QUEUE: usize = 256;
@@ -34,6 +35,7 @@ enum Command {
         wanted: BTreeMap<ClusterName, Terms>,
         complete: bool,
     },
+    Troubles(TroubleSource, Vec<Trouble>),
     Dial {
         name: ClusterName,
         endpoint: String,
@@ -99,11 +101,13 @@ pub fn spawn(
 ) -> Result<(HubHandle, JoinHandle<()>), StateError> {
     let path = config.state_dir.join("mesh.state");
     let fresh = || SavedHub::empty(Epoch(rand::random_range(1..=u64::MAX)));
+    let mut set_aside = None;
     let saved = match statefile::load::<SavedHub>(&path, KIND)? {
         Loaded::Good(saved) => saved,
         Loaded::Missing => fresh(),
-        Loaded::Bad { problem, aside } => {
-            tracing::error!(problem, aside = %aside.display(), "state file set aside; peers list their rows anew");
+        Loaded::Bad(bad) => {
+            tracing::error!(problem = bad.problem, aside = %bad.aside.display(), "state file set aside; peers list their rows anew");
+            set_aside = Some(bad);
             fresh()
         }
     };
@@ -134,6 +138,7 @@ pub fn spawn(
         views: view_sender,
         audience: audience_sender,
         saver: Saver::spawn(path, KIND),
+        set_aside,
     };
     Ok((handle, tokio::spawn(task.run(shutdown))))
 }
@@ -145,6 +150,7 @@ struct Task {
     views: watch::Sender<View>,
     audience: watch::Sender<Audience>,
     saver: Saver<SavedHub>,
+    set_aside: Option<SetAside>,
 }
 
 impl Task {
@@ -152,6 +158,7 @@ impl Task {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut saved = Instant::now();
+        self.look_aside(saved);
         loop {
             let ticked = tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -187,6 +194,9 @@ impl Task {
                 self.audience
                     .send_if_modified(|old| std::mem::replace(old, audience) != audience);
             }
+            if now - saved >= SAVE_AGE {
+                self.look_aside(now);
+            }
             if news || now - saved >= SAVE_AGE {
                 saved = now;
                 self.saver.put(self.hub.save(now, SystemTime::now()));
@@ -197,12 +207,25 @@ impl Task {
         self.saver.finish().await;
     }
 
+    /// Is the state file that was set aside still there?
+    fn look_aside(&mut self, now: Instant) {
+        let meanwhile = "Peers list their rows anew, and this cluster has another epoch.";
+        let set_aside = self.set_aside.as_ref();
+        let found = set_aside.and_then(|bad| bad.trouble(meanwhile));
+        if found.is_none() {
+            self.set_aside = None;
+        }
+        let found = found.into_iter().collect();
+        self.hub.set_troubles(TroubleSource::State, found, now);
+    }
+
     fn obey(&mut self, command: Command) {
         let (hub, now) = (&mut self.hub, Instant::now());
         // Whoever asked and did not wait for the answer is gone, and says so by itself.
         match command {
             Command::Publish(batch) => hub.publish(&batch, now),
             Command::Links { wanted, complete } => hub.set_links(&wanted, complete, now),
+            Command::Troubles(source, found) => hub.set_troubles(source, found, now),
             Command::Dial { name, endpoint } => hub.dial(&name, &endpoint),
             Command::Open { name, hello } => drop(hello.send(hub.open(&name, &self.node))),
             Command::Receive {
@@ -262,6 +285,11 @@ impl HubHandle {
 
     pub async fn set_links(&self, wanted: BTreeMap<ClusterName, Terms>, complete: bool) {
         self.send(Command::Links { wanted, complete }).await;
+    }
+
+    /// What is wrong on our side, as `source` sees it now.
+    pub async fn set_troubles(&self, source: TroubleSource, found: Vec<Trouble>) {
+        self.send(Command::Troubles(source, found)).await;
     }
 
     pub async fn dial(&self, name: ClusterName, endpoint: String) {

@@ -9,6 +9,7 @@ mod link;
 pub mod links;
 mod metrics;
 pub mod parts;
+mod seldom;
 pub mod server;
 pub mod source;
 pub mod statefile;

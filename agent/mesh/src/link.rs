@@ -2,16 +2,17 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isthmus_core::mesh::{Backoff, Fault, FromServer, Terms};
 use isthmus_core::model::ClusterName;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout_at};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::MeshEndpoint;
 use crate::dial::{Failure, connect};
 use crate::hub::HubHandle;
+use crate::seldom::Seldom;
 use crate::tls::Tls;
 
 /// What a link's file says.
@@ -50,16 +51,23 @@ pub async fn run(link: Arc<LinkSpec>, hub: HubHandle, shutdown: CancellationToke
         Backoff::new(RETRY.0, RETRY.1),
         Backoff::new(RETRY_REFUSED.0, RETRY_REFUSED.1),
     );
+    let mut seldom = Seldom::default();
     for endpoint in link.endpoints.iter().cycle() {
-        let mut greeted = false;
-        let attempt = attempt(&link, endpoint, &tls, &hub, &mut greeted);
+        let mut greeted = None;
+        let attempt = attempt(&link, endpoint, &tls, &hub, &mut seldom, &mut greeted);
         let Some(failure) = shutdown.run_until_cancelled(attempt).await else {
             return;
         };
-        tracing::warn!(peer = %link.name, endpoint = %endpoint, error = failure.words, "link is not connected");
+        let now = Instant::now();
+        if let Some(since) = greeted {
+            seldom.was_well(since, now);
+        }
+        if let Some(again) = seldom.due(&failure.words, now) {
+            tracing::warn!(peer = %link.name, endpoint = %endpoint, error = failure.words, again, "link is not connected");
+        }
         hub.close(link.name.clone(), failure.words, failure.refused)
             .await;
-        if greeted {
+        if greeted.is_some() {
             broken.reset();
             refused.reset();
         }
@@ -81,7 +89,8 @@ async fn attempt(
     endpoint: &MeshEndpoint,
     tls: &Tls,
     hub: &HubHandle,
-    greeted: &mut bool,
+    seldom: &mut Seldom,
+    greeted: &mut Option<Instant>,
 ) -> Failure {
     hub.dial(link.name.clone(), endpoint.to_string()).await;
     let transport = match connect(endpoint, Some(tls), &link.name).await {
@@ -104,12 +113,12 @@ async fn attempt(
                 continue;
             }
             // The stream is asked before the clock: what has come is heard, even if we were stopped for a while.
-            said = timeout_at(heard + patience, stream.next()) => said,
+            said = timeout_at((heard + patience).into(), stream.next()) => said,
         };
         let said = match said {
             Ok(Ok(said)) => said,
             Ok(Err(failure)) => return failure,
-            Err(_) => return Fault::Silent.into(),
+            Err(_) => return Failure::silent(endpoint),
         };
         heard = Instant::now();
         let heartbeat = match &said.message {
@@ -122,8 +131,13 @@ async fn attempt(
             Err(fault) => return fault.into(),
         }
         if let Some(heartbeat) = heartbeat {
-            *greeted = true;
-            tracing::info!(peer = %link.name, endpoint = %endpoint, "link is connected");
+            *greeted = Some(Instant::now());
+            if seldom
+                .due(&format!("{endpoint} is connected"), Instant::now())
+                .is_some()
+            {
+                tracing::info!(peer = %link.name, endpoint = %endpoint, "link is connected");
+            }
             (patience, beat) = (3 * heartbeat, beats(heartbeat));
         }
     }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use isthmus_core::mesh::{Trouble, TroubleSource};
 use isthmus_core::model::{ClusterId, ClusterName, Problem, ProblemKind};
-use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -48,6 +48,8 @@ pub struct Links {
     /// Of the whole directory.
     problem: Option<Problem>,
     looked: bool,
+    /// It was told that there is no directory yet.
+    absent: bool,
 }
 
 /// What [`Links::look`] makes of all files.
@@ -57,6 +59,8 @@ pub struct Wanted {
     pub problems: Vec<Problem>,
     /// Every file was understood: a cluster without a link is not linked.
     pub complete: bool,
+    /// There is no directory yet; the first link makes it.
+    pub absent: bool,
 }
 
 impl Links {
@@ -70,6 +74,7 @@ impl Links {
             entries: BTreeMap::new(),
             problem: None,
             looked: false,
+            absent: false,
         }
     }
 
@@ -77,6 +82,13 @@ impl Links {
     pub fn look(&mut self) -> Option<Wanted> {
         let found = match list(&self.directory) {
             Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.looked => {
+                let first = !std::mem::replace(&mut self.absent, true);
+                return first.then(|| Wanted {
+                    absent: true,
+                    ..self.wanted(false)
+                });
+            }
             Err(error) => {
                 // A directory that vanished unlinks nobody.
                 let message = format!("cannot be read: {error}; the links known so far stay");
@@ -194,22 +206,51 @@ fn list(directory: &Path) -> io::Result<BTreeMap<PathBuf, Stamp>> {
     Ok(found)
 }
 
-/// Keeps a task for each link, as the directory says, until `shutdown`. The channel says what is wrong with the files.
-pub fn spawn(
-    links: Links,
-    hub: HubHandle,
-    shutdown: CancellationToken,
-) -> (watch::Receiver<Vec<Problem>>, JoinHandle<()>) {
-    let (problems, receiver) = watch::channel(Vec::new());
+/// Keeps a task for each link, as the directory says, until `shutdown`. What is wrong with the files is told to the hub.
+#[must_use]
+pub fn spawn(links: Links, hub: HubHandle, shutdown: CancellationToken) -> JoinHandle<()> {
     let keeper = Keeper {
         hub,
         shutdown,
-        problems,
+        directory: links.directory.clone(),
+        told: Vec::new(),
         wanted: BTreeMap::new(),
         running: BTreeMap::new(),
         tasks: JoinSet::new(),
     };
-    (receiver, tokio::spawn(keeper.run(links)))
+    tokio::spawn(keeper.run(links))
+}
+
+/// A file's problem, for those who do not see this host's log.
+fn trouble(problem: &Problem, directory: &Path) -> Trouble {
+    let Problem {
+        place,
+        field,
+        message,
+        ..
+    } = problem;
+    let at = if field.is_empty() {
+        String::new()
+    } else {
+        format!("{field}: ")
+    };
+    let of_all = Path::new(place) == directory;
+    Trouble {
+        about: if of_all {
+            "links".to_owned()
+        } else {
+            format!("link {place}")
+        },
+        cause: format!("{at}{message}."),
+        way_out: if of_all {
+            "Mend that on the mesh server's host: it looks again by itself.".to_owned()
+        } else {
+            format!(
+                "Correct it in {}, on the mesh server's host: it is read again when it changes.",
+                directory.display()
+            )
+        },
+    }
 }
 
 /// A link that is being followed.
@@ -223,7 +264,9 @@ struct Running {
 struct Keeper {
     hub: HubHandle,
     shutdown: CancellationToken,
-    problems: watch::Sender<Vec<Problem>>,
+    directory: PathBuf,
+    /// Problems that the log has.
+    told: Vec<Problem>,
     wanted: BTreeMap<ClusterName, Arc<LinkSpec>>,
     running: BTreeMap<ClusterName, Running>,
     tasks: JoinSet<()>,
@@ -262,10 +305,20 @@ impl Keeper {
 
     /// Takes over what the directory says.
     async fn want(&mut self, wanted: Wanted) {
-        for problem in &wanted.problems {
+        let directory = self.directory.display();
+        if wanted.absent {
+            tracing::info!(%directory, "there is no directory of links yet; it is waited for");
+        }
+        let news = wanted.problems.iter();
+        for problem in news.filter(|problem| !self.told.contains(problem)) {
             tracing::error!("link {problem}");
         }
-        self.problems.send_replace(wanted.problems);
+        let found = wanted.problems.iter();
+        let found = found.map(|problem| trouble(problem, &self.directory));
+        self.hub
+            .set_troubles(TroubleSource::Links, found.collect())
+            .await;
+        self.told = wanted.problems;
         self.running.retain(|name, running| {
             // A link that only allows more or less goes on; the hub holds its peer to that.
             let now = wanted.links.get(name);
@@ -478,7 +531,8 @@ mod tests {
         let mut keeper = Keeper {
             hub: hub.clone(),
             shutdown: stop.clone(),
-            problems: watch::channel(Vec::new()).0,
+            directory: directory.path().to_owned(),
+            told: Vec::new(),
             wanted: BTreeMap::new(),
             running: BTreeMap::new(),
             tasks: JoinSet::new(),

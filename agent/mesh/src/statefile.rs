@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use isthmus_core::mesh::Trouble;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
@@ -46,11 +47,35 @@ pub enum StateError {
 pub enum Loaded<T> {
     Missing,
     Good(T),
-    /// The file could not be used; it is now `aside`.
-    Bad {
-        problem: String,
-        aside: PathBuf,
-    },
+    /// The file could not be used.
+    Bad(SetAside),
+}
+
+/// A state file that could not be used, and where it is now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SetAside {
+    pub problem: String,
+    pub path: PathBuf,
+    pub aside: PathBuf,
+}
+
+impl SetAside {
+    /// None once somebody has taken the file away. `meanwhile`: what the process does without it.
+    #[must_use]
+    pub fn trouble(&self, meanwhile: &str) -> Option<Trouble> {
+        self.aside.exists().then(|| Trouble {
+            about: "state file".to_owned(),
+            cause: format!(
+                "{} could not be used: {}. {meanwhile}",
+                self.path.display(),
+                self.problem
+            ),
+            way_out: format!(
+                "It was set aside as {}: remove it once it is not needed to find out why.",
+                self.aside.display()
+            ),
+        })
+    }
 }
 
 fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
@@ -76,7 +101,12 @@ pub fn load<T: DeserializeOwned>(path: &Path, kind: &str) -> Result<Loaded<T>, S
         Ok(state) => Ok(Loaded::Good(state)),
         Err(problem) => {
             let aside = set_aside(path)?;
-            Ok(Loaded::Bad { problem, aside })
+            let path = path.to_owned();
+            Ok(Loaded::Bad(SetAside {
+                problem,
+                path,
+                aside,
+            }))
         }
     }
 }
@@ -256,16 +286,21 @@ mod tests {
         .enumerate()
         {
             fs::write(&path, &bytes).unwrap();
-            let Loaded::Bad { problem, aside } = load::<Vec<u32>>(&path, kind).unwrap() else {
+            let Loaded::Bad(bad) = load::<Vec<u32>>(&path, kind).unwrap() else {
                 unreachable!()
             };
-            assert!(problem.contains(word), "{problem}");
+            assert!(bad.problem.contains(word), "{}", bad.problem);
             assert_eq!(
-                aside,
+                bad.aside,
                 PathBuf::from(format!("{}.bad-{}", path.display(), n + 1))
             );
-            assert_eq!(fs::read(&aside).unwrap(), bytes);
+            assert_eq!(fs::read(&bad.aside).unwrap(), bytes);
             assert!(!path.exists());
+            let trouble = bad.trouble("All begins anew.").unwrap();
+            assert!(trouble.cause.contains(word) && trouble.cause.ends_with(" All begins anew."));
+            fs::rename(&bad.aside, &path).unwrap();
+            assert_eq!(bad.trouble("All begins anew."), None);
+            fs::rename(&path, &bad.aside).unwrap();
         }
     }
 

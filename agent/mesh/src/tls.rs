@@ -311,7 +311,19 @@ pub fn server_words(error: &io::Error) -> String {
             format!("it turned down our certificate: {alert:?}")
         }
         Some(other) => other.to_string(),
-        None => error.to_string(),
+        None => io_words(error),
+    }
+}
+
+/// Why a connection broke. What TLS says of one that ends without a farewell is meant for programmers.
+#[must_use]
+pub fn io_words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => "the other side closed it".to_owned(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            "the other side reset it".to_owned()
+        }
+        _ => error.to_string(),
     }
 }
 

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use isthmus_core::mesh::{
     Beginning, CIDRS_MAX, Cluster, ConsumerHello, Epoch, FromServer, Guard, HearsUs, Held,
     LinkState, PeerReport, PeerSilence, Position, QuarantineReport, Ranges, RangesFrom, Refusal,
-    RefusalReport, Role, Sequenced, ServerHello,
+    RefusalReport, Role, Sequenced, ServerHello, TROUBLES_MAX, Trouble, TroubleReport,
 };
 use isthmus_core::model::ClusterId;
 use isthmus_proto::mesh::v1 as proto;
@@ -183,9 +183,14 @@ pub fn say(said: Sequenced) -> proto::WatchResponse {
             cluster_id: id.get().into(),
             position: Some(say_position(position)),
         }),
-        FromServer::Peers { reports, partial } => Message::Peers(proto::PeerList {
+        FromServer::Peers {
+            reports,
+            partial,
+            troubles,
+        } => Message::Peers(proto::PeerList {
             peers: reports.into_iter().map(say_peer).collect(),
             partial,
+            troubles: troubles.into_iter().map(say_trouble).collect(),
         }),
         FromServer::Heartbeat(silences) => Message::Heartbeat(proto::Heartbeat {
             peers: silences.into_iter().map(say_silence).collect(),
@@ -239,6 +244,7 @@ pub fn hear(said: proto::WatchResponse) -> Result<Sequenced> {
         Message::Peers(list) => FromServer::Peers {
             reports: list.peers.into_iter().map(peer).collect::<Result<_>>()?,
             partial: list.partial,
+            troubles: troubles(list.troubles)?,
         },
         Message::Heartbeat(heartbeat) => FromServer::Heartbeat(
             heartbeat
@@ -298,6 +304,30 @@ fn silence(said: proto::PeerSilence) -> Result<PeerSilence> {
         witnessed: Duration::from_millis(said.witnessed_ms),
         last_word: said.last_word_ms.map(Duration::from_millis),
     })
+}
+
+fn say_trouble(report: TroubleReport) -> proto::Trouble {
+    proto::Trouble {
+        about: report.trouble.about,
+        cause: report.trouble.cause,
+        way_out: report.trouble.way_out,
+        age_ms: millis(report.age),
+    }
+}
+
+fn troubles(said: Vec<proto::Trouble>) -> Result<Vec<TroubleReport>> {
+    if said.len() > 4 * TROUBLES_MAX {
+        return Err(Malformed("troubles"));
+    }
+    let report = |said: proto::Trouble| TroubleReport {
+        trouble: Trouble {
+            about: said.about,
+            cause: said.cause,
+            way_out: said.way_out,
+        },
+        age: Duration::from_millis(said.age_ms),
+    };
+    Ok(said.into_iter().map(report).collect())
 }
 
 fn say_refusal(refusal: RefusalReport) -> proto::Refusal {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use isthmus_core::mesh::{
-    Age, FeedState, HearsUs, PeerState, PeerStatus, RangesFrom, RefusalReport,
+    Age, FeedState, HearsUs, PeerState, PeerStatus, RangesFrom, RefusalReport, Trouble,
 };
 use isthmus_mesh::feed::MeshStatus;
 use isthmus_mesh::tls::Certificate;
@@ -37,6 +37,9 @@ impl View {
 
 fn feed(mesh: &MeshStatus, now: Instant) -> pb::Feed {
     let status = &mesh.feed;
+    let own = mesh.troubles.iter().map(|own| trouble(own, None));
+    let told = status.troubles.iter();
+    let told = told.map(|(told, since)| trouble(told, Some(seconds(since, now))));
     pb::Feed {
         server: mesh.server.clone(),
         state: match status.state {
@@ -55,6 +58,16 @@ fn feed(mesh: &MeshStatus, now: Instant) -> pb::Feed {
             .map(|error| link_error(error, status.tries, now)),
         certificate: mesh.certificate.as_ref().map(certificate),
         listed: status.listed,
+        troubles: own.chain(told).collect(),
+    }
+}
+
+fn trouble(trouble: &Trouble, age: Option<f64>) -> pb::Trouble {
+    pb::Trouble {
+        about: trouble.about.clone(),
+        cause: trouble.cause.clone(),
+        way_out: trouble.way_out.clone(),
+        age_seconds: age,
     }
 }
 

@@ -223,6 +223,7 @@ impl Liar {
                     .map(|name| report(Who::honest(name), step))
                     .collect(),
                 partial: step.b & 16 != 0,
+                troubles: Vec::new(),
             },
             _ => FromServer::Heartbeat(
                 (0..4)

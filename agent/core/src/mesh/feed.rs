@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::message::in_sequence;
 use super::{
     Age, Beginning, Cluster, ConsumerHello, Fault, FromServer, Guard, PeerReport, PeerSilence,
-    Role, Rows, SavedSilence, Sequenced, ServerHello, VERSION,
+    Role, Rows, SavedSilence, Sequenced, ServerHello, Trouble, TroubleReport, VERSION,
 };
 use crate::model::{Batch, ClusterId, ClusterName};
 
@@ -87,6 +87,8 @@ pub struct Feed {
     last_error: Option<(String, Age)>,
     tries: u32,
     listed: bool,
+    /// On our mesh server's own side, as it last said.
+    troubles: Vec<(Trouble, Age)>,
     /// What the last [`FeedEvent::Linked`] said.
     linked: Option<Vec<Cluster>>,
     /// Our mesh server's, for its own lists.
@@ -145,6 +147,7 @@ impl Feed {
             last_error: None,
             tries: 0,
             listed: false,
+            troubles: Vec::new(),
             linked: None,
             guard: Guard::default(),
         };
@@ -248,7 +251,13 @@ impl Feed {
         match said.message {
             FromServer::Hello(hello) => self.greet(&hello, now)?,
             _ if stream.heartbeat.is_none() => return Err(broke("did not begin with a hello")),
-            FromServer::Peers { reports, partial } => {
+            FromServer::Peers {
+                reports,
+                partial,
+                troubles,
+            } => {
+                let since = |report: TroubleReport| (report.trouble, Age::of(report.age, now));
+                self.troubles = troubles.into_iter().map(since).collect();
                 self.list(reports, partial, now, &mut events);
             }
             FromServer::Heartbeat(silences) => {
@@ -404,6 +413,7 @@ impl Feed {
             last_error: self.last_error.clone(),
             tries: self.tries,
             listed: self.listed,
+            troubles: self.troubles.clone(),
             peers: self
                 .peers
                 .values()

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::salt::Salt;
 use super::silence::Wakefulness;
+use super::trouble::Troubles;
 use super::{
     Age, Cluster, ClusterView, ConsumerHello, Epoch, Fault, Guard, HearsUs, LinkState, PeerView,
-    Publisher, Role, Rows, SavedHistory, SavedPublisher, SavedSilence, Sequenced, Terms, VERSION,
-    View,
+    Publisher, Quarantine, Role, Rows, SavedHistory, SavedPublisher, SavedSilence, Sequenced,
+    Terms, Trouble, TroubleSource, VERSION, View,
 };
 use crate::model::{Batch, ClusterId, ClusterName};
 
@@ -55,6 +56,7 @@ pub struct Hub {
     peers_made: Instant,
     news: News,
     notices: Vec<Notice>,
+    troubles: Troubles,
 }
 
 /// How soon watchers should see what changed.
@@ -85,6 +87,7 @@ impl Hub {
             peers_made: now,
             news: News::Now,
             notices: Vec::new(),
+            troubles: Troubles::default(),
         };
         // Of a time when this cluster had another name or id.
         let own = hub.settings.own.clone();
@@ -136,6 +139,13 @@ impl Hub {
         let after = self.publisher.quarantine();
         let notice = Notice::of_quarantine(&self.settings.own.name, before, after);
         self.notices.extend(notice);
+    }
+
+    /// What is wrong here, as `source` sees it now.
+    pub fn set_troubles(&mut self, source: TroubleSource, found: Vec<Trouble>, now: Instant) {
+        if self.troubles.set(source, found, now) {
+            self.news = News::Now;
+        }
     }
 
     /// What happened that an operator should read in the log, since the last call.
@@ -412,6 +422,9 @@ impl Hub {
             self.peers_made = now;
         }
         self.news = News::None;
+        let doubt = self.publisher.quarantine().map(doubted);
+        let doubt = doubt.into_iter().collect();
+        self.troubles.set(TroubleSource::Rows, doubt, now);
         let known = || {
             self.links
                 .values()
@@ -440,6 +453,7 @@ impl Hub {
                 .collect(),
             peers: self.peers.clone(),
             listed: self.listed,
+            troubles: self.troubles.shown(),
             silences: Arc::new(known().map(silence).collect()),
             made: now,
         }
@@ -449,6 +463,20 @@ impl Hub {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.publisher.is_complete()
+    }
+}
+
+/// Our own source's list left out much of what peers were told before a restart.
+fn doubted(quarantine: Quarantine) -> Trouble {
+    let Quarantine { rows, held, .. } = quarantine;
+    Trouble {
+        about: "source".to_owned(),
+        cause: format!(
+            "the first list of this cluster's own source left out {rows} of the {held} rows that peers know: they stay \
+             for --quarantine-time."
+        ),
+        way_out: "If they should stay for good: is the source whole, and --source the right one?"
+            .to_owned(),
     }
 }
 

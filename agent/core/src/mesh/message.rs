@@ -4,7 +4,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Epoch, Guard, Position, RefusalReport, RowKey};
+use super::{Epoch, Guard, Position, RefusalReport, RowKey, TroubleReport};
 use crate::model::{ClusterId, ClusterName, RowChange};
 
 /// The version of the protocol that this code speaks.
@@ -137,6 +137,8 @@ pub enum FromServer {
         reports: Vec<PeerReport>,
         /// A cluster that is not named may be linked all the same.
         partial: bool,
+        /// What is wrong on the server's own side.
+        troubles: Vec<TroubleReport>,
     },
     Heartbeat(Vec<PeerSilence>),
 }

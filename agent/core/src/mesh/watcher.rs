@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::{
     Age, Beginning, Changes, Cluster, ConsumerHello, Epoch, Fault, FromServer, Guard, HearsUs,
     Held, Ledger, LinkState, PeerReport, PeerSilence, Position, Quarantine, QuarantineReport,
-    Ranges, RefusalReport, Role, RowKey, Sequenced, ServerHello, VERSION,
+    Ranges, RefusalReport, Role, RowKey, Sequenced, ServerHello, Trouble, TroubleReport, VERSION,
 };
 use crate::model::{ClusterId, ClusterName};
 
@@ -31,6 +31,8 @@ pub struct View {
     pub peers: Arc<Vec<PeerView>>,
     /// These are all links: a cluster that is not among them is not linked.
     pub listed: bool,
+    /// What is wrong on the mesh server's own side; replaced whenever it changes.
+    pub troubles: Arc<Vec<(Trouble, Age)>>,
     /// As of `made`.
     pub silences: Arc<Vec<(ClusterId, Duration, Option<Age>)>>,
     pub made: Instant,
@@ -129,8 +131,7 @@ pub struct Watcher {
     heartbeat: Duration,
     sequence: u64,
     greeted: bool,
-    /// What was told of links, and whether those were all.
-    peers: Option<(Arc<Vec<PeerView>>, bool)>,
+    peers: Option<PeersTold>,
     told: BTreeMap<ClusterId, Told>,
     /// Whose rows the consumer wants told again.
     asked: BTreeSet<ClusterId>,
@@ -140,6 +141,22 @@ pub struct Watcher {
     /// Peers whose silence was told to have reached `stale_after`.
     silent: Vec<ClusterId>,
     heard: Instant,
+}
+
+/// What was told of links: who they are, whether those were all, and what is wrong on this side.
+#[derive(Debug)]
+struct PeersTold {
+    peers: Arc<Vec<PeerView>>,
+    listed: bool,
+    troubles: Arc<Vec<(Trouble, Age)>>,
+}
+
+impl PeersTold {
+    fn is_of(&self, view: &View) -> bool {
+        Arc::ptr_eq(&self.peers, &view.peers)
+            && Arc::ptr_eq(&self.troubles, &view.troubles)
+            && self.listed == view.listed
+    }
 }
 
 impl Watcher {
@@ -241,13 +258,20 @@ impl Watcher {
         if self.role == Role::MeshServer {
             return self.rows(&view.own);
         }
-        let told =
-            |(peers, listed): &(_, bool)| Arc::ptr_eq(peers, &view.peers) && *listed == view.listed;
-        if !self.peers.as_ref().is_some_and(told) {
-            self.peers = Some((view.peers.clone(), view.listed));
+        if !self.peers.as_ref().is_some_and(|told| told.is_of(view)) {
+            self.peers = Some(PeersTold {
+                peers: view.peers.clone(),
+                listed: view.listed,
+                troubles: view.troubles.clone(),
+            });
+            let troubles = view.troubles.iter().map(|(trouble, since)| TroubleReport {
+                trouble: trouble.clone(),
+                age: since.at(now),
+            });
             return Some(FromServer::Peers {
                 reports: view.peers.iter().map(|peer| peer.report(now)).collect(),
                 partial: !view.listed,
+                troubles: troubles.collect(),
             });
         }
         self.told.retain(|id, _| view.clusters.contains_key(id));

@@ -50,6 +50,18 @@ pub struct Feed {
     pub certificate: Option<Certificate>,
     /// True if `peers` are all linked clusters, as the mesh server last said.
     pub listed: bool,
+    /// What is wrong with the files and rows of this cluster's own side.
+    pub troubles: Vec<Trouble>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Trouble {
+    /// `link west.yaml:6`, `state file`, `certificate`.
+    pub about: String,
+    pub cause: String,
+    pub way_out: String,
+    pub age_seconds: Option<Seconds>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
@@ -292,6 +304,18 @@ impl From<proto::Feed> for Feed {
             last_error: feed.last_error.map(LinkError::from),
             certificate: feed.certificate.and_then(Certificate::new),
             listed: feed.listed,
+            troubles: feed.troubles.into_iter().map(Trouble::from).collect(),
+        }
+    }
+}
+
+impl From<proto::Trouble> for Trouble {
+    fn from(trouble: proto::Trouble) -> Self {
+        Self {
+            about: trouble.about,
+            cause: trouble.cause,
+            way_out: trouble.way_out,
+            age_seconds: Seconds::known(trouble.age_seconds),
         }
     }
 }

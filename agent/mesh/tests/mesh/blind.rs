@@ -53,9 +53,21 @@ async fn one_unreadable_link_blinds_nobody() {
         "the broken one may be a link too"
     );
 
+    let troubles = agent.status().feed.troubles;
+    let [(trouble, _)] = &troubles[..] else {
+        unreachable!("{troubles:?}")
+    };
+    assert_eq!(trouble.about, "link broken.yaml:1");
+    assert!(
+        trouble.way_out.contains(&east.links.display().to_string()),
+        "{trouble:?}"
+    );
+
     fs::remove_file(broken).unwrap();
     agent
-        .until("all links are known", |agent| !linked(agent).is_empty())
+        .until("all links are known", |agent| {
+            !linked(agent).is_empty() && agent.status().feed.troubles.is_empty()
+        })
         .await;
     assert_eq!(linked(&agent), [[cluster("north", 3), cluster("west", 2)]]);
     assert!(agent.status().feed.listed);

@@ -153,3 +153,27 @@ async fn a_peer_is_held_to_its_own_ranges_and_the_link_has_the_last_word() {
         .until("two rows", |agent| agent.held("west") == Some((1, 1)))
         .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn agents_are_told_that_their_own_cluster_s_list_is_doubted() {
+    let world = World::new();
+    let east = world.mesh("east", 1).await;
+    east.publish(rows(40)).await;
+    let mut agent = world.agent(&east, "east", 1).await;
+    let east = east.restart().await;
+    east.publish(rows(3)).await;
+    let told = |agent: &Agent| {
+        let troubles = agent.status().feed.troubles.into_iter();
+        troubles
+            .map(|(trouble, _)| trouble)
+            .find(|trouble| trouble.about == "source")
+    };
+    agent
+        .until("the doubt", |agent| told(agent).is_some())
+        .await;
+    let cause = told(&agent).unwrap().cause;
+    assert!(cause.contains("left out 37 of the 41 rows"), "{cause}");
+    agent.until("its end", |agent| told(agent).is_none()).await;
+    agent.stop().await;
+    east.stop().await;
+}

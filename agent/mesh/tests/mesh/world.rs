@@ -195,7 +195,7 @@ impl Mesh {
         };
         let (hub, hub_task) = hub::spawn(config, hub_stop.clone()).unwrap();
         let directory = Links::new(links.clone(), own.name.clone(), Some(tls));
-        let (_problems, keeper) = links::spawn(directory, hub.clone(), stop.clone());
+        let keeper = links::spawn(directory, hub.clone(), stop.clone());
         let served = Arc::new(Served::default());
         let serving = server::serve(listen, hub.clone(), served.clone(), stop.child_token());
         let serving = tokio::spawn(async move { serving.await.unwrap() });

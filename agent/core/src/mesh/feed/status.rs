@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::super::{Age, HearsUs, Position, Quarantine, Ranges, RefusalReport};
+use super::super::{Age, HearsUs, Position, Quarantine, Ranges, RefusalReport, Trouble};
 use crate::model::{ClusterId, ClusterName};
 
 /// How the stream from our own mesh server stands.
@@ -43,6 +43,8 @@ pub struct FeedStatus {
     pub tries: u32,
     /// The newest list of our mesh server names every linked cluster.
     pub listed: bool,
+    /// What is wrong on our mesh server's own side, as it last said.
+    pub troubles: Vec<(Trouble, Age)>,
     /// By name.
     pub peers: Vec<PeerStatus>,
 }

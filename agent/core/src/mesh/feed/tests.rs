@@ -62,6 +62,7 @@ fn links(links: &[(&str, Option<u16>)]) -> FromServer {
     FromServer::Peers {
         reports: links.iter().map(report).collect(),
         partial: false,
+        troubles: vec![],
     }
 }
 

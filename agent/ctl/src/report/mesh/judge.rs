@@ -4,6 +4,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::{
     Cidrs, ClusterMeshStatus, Feed, FeedState, LinkError, Peer, PeerState, Quarantine, Refusal,
+    Trouble,
 };
 use crate::report::Attention;
 use crate::text::{Seconds, count};
@@ -18,6 +19,7 @@ pub(super) fn attention(status: &ClusterMeshStatus, now: OffsetDateTime) -> Vec<
     };
     attention.extend(of_feed(feed));
     attention.extend(of_certificate(feed, now));
+    attention.extend(feed.troubles.iter().map(of_trouble));
     for peer in &status.peers {
         attention.extend(of_peer(peer, status));
     }
@@ -56,6 +58,13 @@ fn of_certificate(feed: &Feed, now: OffsetDateTime) -> Option<Attention> {
         let cause = format!("{} expires in {age}.", certificate.name);
         Attention::note("certificate", cause).way_out(way_out)
     })
+}
+
+fn of_trouble(trouble: &Trouble) -> Attention {
+    let since = trouble.age_seconds;
+    let since = since.map_or_else(String::new, |age| format!(" (for {age})"));
+    let cause = format!("{}{since}", trouble.cause);
+    Attention::fault(&trouble.about, cause).way_out(&trouble.way_out)
 }
 
 fn of_peer(peer: &Peer, status: &ClusterMeshStatus) -> Vec<Attention> {

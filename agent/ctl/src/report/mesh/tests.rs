@@ -320,6 +320,47 @@ fn every_reason_of_a_refusal_has_its_words() {
 }
 
 #[test]
+fn troubles_of_this_side_stand_with_cause_and_way_out() {
+    let trouble = |about: &str, cause: &str, way_out: &str, age| proto::Trouble {
+        about: about.to_owned(),
+        cause: cause.to_owned(),
+        way_out: way_out.to_owned(),
+        age_seconds: age,
+    };
+    let troubles = vec![
+        trouble(
+            "state file",
+            "/s/peers.state could not be used.",
+            "Look at it.",
+            None,
+        ),
+        trouble(
+            "link x.yaml:5",
+            "spec.id: 0 is not 1..511.",
+            "Correct it.",
+            Some(61.0),
+        ),
+    ];
+    let feed = proto::Feed { troubles, ..feed() };
+    let status = status(Some(feed), vec![peer("west", 2)]);
+    let wanted = "
+! state file     /s/peers.state could not be used.
+                 Look at it.
+! link x.yaml:5  spec.id: 0 is not 1..511. (for 1m01s)
+                 Correct it.
+";
+    let text = text(&status);
+    assert!(text.ends_with(wanted), "{text}");
+    assert!(status.is_bad() && !status.is_settled());
+    assert_eq!(
+        status.summary(),
+        "feed connected 4m12s, 1 of 1 peers well, 2 troubles"
+    );
+    let json = serde_json::to_value(&status).expect("a report is JSON");
+    assert_eq!(json["feed"]["troubles"][1]["about"], "link x.yaml:5");
+}
+
+#[test]
 fn a_cluster_alone_is_well() {
     let status = status(None, Vec::new());
     let wanted = "\

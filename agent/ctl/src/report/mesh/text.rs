@@ -2,7 +2,7 @@ use super::{ClusterMeshStatus, Feed, FeedState, LinkError, Peer, PeerState};
 use crate::output::{Paint, Style};
 use crate::report::attention_text;
 use crate::table::{Cell, Table};
-use crate::text::{Seconds, clean, or_dash, shorten};
+use crate::text::{Seconds, clean, count, or_dash, shorten};
 
 /// Characters of an error that fit beside the other columns; the whole of it stands below the table.
 const ERROR_WIDTH: usize = 48;
@@ -35,10 +35,14 @@ pub(super) fn summary(status: &ClusterMeshStatus) -> String {
         FeedState::Unknown => "feed in an unknown state".to_owned(),
     };
     let peers = status.peers.len();
-    match (peers, status.peers_needing_attention) {
-        (0, _) => format!("{state}, no peer linked"),
-        (_, 0) => format!("{state}, {peers} of {peers} peers well"),
-        (_, bad) => format!("{state}, {}", needing(bad, peers)),
+    let peers = match (peers, status.peers_needing_attention) {
+        (0, _) => "no peer linked".to_owned(),
+        (_, 0) => format!("{peers} of {peers} peers well"),
+        (_, bad) => needing(bad, peers),
+    };
+    match feed.troubles.len() {
+        0 => format!("{state}, {peers}"),
+        troubles => format!("{state}, {peers}, {}", count(troubles as u64, "trouble")),
     }
 }
 

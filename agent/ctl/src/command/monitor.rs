@@ -3,6 +3,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use isthmus_proto::node::v1 as proto;
 use time::OffsetDateTime;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{Global, Monitor};
 use crate::client::Agent;
@@ -25,14 +26,13 @@ pub async fn watch(global: &Global, filters: Monitor) -> Result<ExitCode> {
             .unwrap_or_default(),
     };
     let mut events = Agent::connect(&global.socket).await?.monitor(asked).await?;
+    // Before anybody is told that Ctrl-C ends it.
+    let mut interrupt = signal(SignalKind::interrupt())?;
     note("Monitoring; Ctrl-C ends it.");
     let style = Style::for_stdout(global);
     loop {
         let message = tokio::select! {
-            pressed = tokio::signal::ctrl_c() => {
-                pressed?;
-                return Ok(ExitCode::SUCCESS);
-            }
+            _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
             message = events.message() => message,
         };
         // A killed agent breaks the stream, one that stops ends it.

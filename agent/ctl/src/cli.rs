@@ -80,7 +80,8 @@ pub enum Clustermesh {
               default_missing_value = "1m", value_parser = duration)]
         wait: Option<Duration>,
     },
-    /// Link to another cluster: writes its link file, and prints the command for the other side
+    /// Link to another cluster: writes its link file, and prints the command for the other side. What the file says already
+    /// and the command does not name (id, ranges, limits, certificates) stays
     Connect(Connect),
     /// Remove the link to another cluster
     Disconnect {

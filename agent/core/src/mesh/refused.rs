@@ -42,6 +42,24 @@ pub struct RefusalReport {
     pub example: String,
 }
 
+impl RefusalReport {
+    /// One for each reason, of what two sides refused of one cluster: neither saw the rows that the other refused.
+    pub(super) fn merge(mut theirs: Vec<Self>, ours: Vec<Self>) -> Vec<Self> {
+        for our in ours {
+            let Some(their) = theirs.iter_mut().find(|their| their.reason == our.reason) else {
+                theirs.push(our);
+                continue;
+            };
+            if our.rows > 0 || their.rows == 0 {
+                their.example = our.example;
+            }
+            their.rows = their.rows.saturating_add(our.rows);
+            their.total = their.total.saturating_add(our.total);
+        }
+        theirs
+    }
+}
+
 impl Refused {
     pub(super) fn note(&mut self, reason: Refusal, key: &RowKey, detail: Option<&str>) {
         let name = match detail {
@@ -177,6 +195,35 @@ mod tests {
         assert_eq!(refused.by_quota(), 2000);
         refused.begin_list();
         assert!(refused.is_empty());
+    }
+
+    #[test]
+    fn what_two_sides_refuse_for_one_reason_is_one_report() {
+        let report = |reason, rows, total, example: &str| RefusalReport {
+            reason,
+            rows,
+            total,
+            example: example.to_owned(),
+        };
+        let theirs = vec![
+            report(Refusal::ForeignCluster, 1, 1, "f"),
+            report(Refusal::Malformed, 2, 5, "theirs"),
+        ];
+        let ours = vec![
+            report(Refusal::Malformed, 1, 3, "ours"),
+            report(Refusal::OutsideAddress, 0, 1, "o"),
+        ];
+        assert_eq!(
+            RefusalReport::merge(theirs.clone(), ours),
+            [
+                report(Refusal::ForeignCluster, 1, 1, "f"),
+                report(Refusal::Malformed, 3, 8, "ours"),
+                report(Refusal::OutsideAddress, 0, 1, "o"),
+            ]
+        );
+        let past = vec![report(Refusal::Malformed, 0, 3, "ours")];
+        let merged = RefusalReport::merge(theirs, past);
+        assert_eq!(merged[1], report(Refusal::Malformed, 2, 8, "theirs"));
     }
 
     #[test]

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use isthmus_core::model::{ClusterId, ClusterName};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::mesh;
 use crate::cli::{Connect, Global, Links, Tls};
@@ -42,10 +43,28 @@ struct Spec<'a> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     cidrs: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     tls: Option<TlsFiles>,
 }
 
-#[derive(Debug, Serialize)]
+/// What a link's file says already. A term that the command line does not name stays: nobody loses a limit because an
+/// endpoint changed.
+#[derive(Debug, Default, Deserialize)]
+struct Standing {
+    spec: StandingSpec,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct StandingSpec {
+    id: Option<ClusterId>,
+    cidrs: Vec<String>,
+    limits: Option<Value>,
+    tls: Option<TlsFiles>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 struct TlsFiles {
     ca: PathBuf,
     cert: PathBuf,
@@ -57,8 +76,8 @@ pub(super) async fn connect(global: &Global, connect: &Connect) -> Result<ExitCo
     if let Some(own) = &own {
         not_ourselves(connect, own)?;
     }
-    let text = link_text(connect)?;
     let file = link_path(&connect.links.links, &connect.name);
+    let text = link_text(connect, standing(&file)?)?;
     let done = write(&file, &text)?;
     let mut report = report(&connect.name, &file, done);
     report.describe_other_side(own.as_ref(), other_side);
@@ -155,7 +174,25 @@ impl TlsFiles {
     }
 }
 
-fn link_text(connect: &Connect) -> Result<String> {
+/// # Errors
+/// The file is there and is no link: what it meant to allow would be lost.
+fn standing(file: &Path) -> Result<Standing> {
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Standing::default()),
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot read {}", file.display()));
+        }
+    };
+    serde_saphyr::from_str(&text).map_err(|error| {
+        let (file, error) = (file.display(), error.without_snippet());
+        anyhow!("{file} is there and cannot be read, so its terms cannot be kept ({error}): correct or remove it first")
+    })
+}
+
+fn link_text(connect: &Connect, standing: Standing) -> Result<String> {
+    let stands = standing.spec;
+    let cidrs = connect.cidrs.iter().map(ToString::to_string);
     let link = LinkFile {
         api_version: "mesh.isthmus.dev/v1alpha1",
         kind: "ClusterLink",
@@ -163,10 +200,15 @@ fn link_text(connect: &Connect) -> Result<String> {
             name: &connect.name,
         },
         spec: Spec {
-            id: connect.id,
+            id: connect.id.or(stands.id),
             endpoints: &connect.endpoints,
-            cidrs: connect.cidrs.iter().map(ToString::to_string).collect(),
-            tls: TlsFiles::of(&connect.tls)?,
+            cidrs: if connect.cidrs.is_empty() {
+                stands.cidrs
+            } else {
+                cidrs.collect()
+            },
+            limits: stands.limits,
+            tls: TlsFiles::of(&connect.tls)?.or(stands.tls),
         },
     };
     serde_saphyr::to_string(&link).context("cannot write the link as YAML")

@@ -4,7 +4,7 @@ use super::super::intake::Intake;
 use super::super::terms::Rules;
 use super::super::{
     Age, BadRow, Beginning, Cluster, Guard, Held, LinkState, PeerReport, PeerSilence, Position,
-    Quarantine, Rows, SavedSilence,
+    Quarantine, RefusalReport, Rows, SavedSilence,
 };
 use super::status::{PeerState, PeerStatus};
 use super::{Dropped, FeedEvent, FeedSettings, SavedPeer, Standing};
@@ -277,12 +277,11 @@ impl Peer {
                 .then(|| settings.ttl.saturating_sub(self.witnessed)),
             refused_rows: link.map_or(0, |report| report.refused_rows)
                 + self.intake.refused().total(),
-            refusals: link
-                .map(|report| report.refusals.clone())
-                .into_iter()
-                .flatten()
-                .chain(self.intake.refused().report())
-                .collect(),
+            refusals: RefusalReport::merge(
+                link.map(|report| report.refusals.clone())
+                    .unwrap_or_default(),
+                self.intake.refused().report(),
+            ),
             quarantine: self.quarantine(),
             ranges: link.map(|report| report.ranges.clone()).unwrap_or_default(),
         }

@@ -73,7 +73,7 @@ pub struct PeerStatus {
     /// Until its rows are dropped, as of the last word of our mesh server; `None` unless that clock runs.
     pub dropped_in: Option<Duration>,
     pub refused_rows: u64,
-    /// By our mesh server, by reason; then what this agent could not read.
+    /// By reason, once each: what our mesh server refused and what this agent could not read.
     pub refusals: Vec<RefusalReport>,
     /// Rows that stay though a list left them out.
     pub quarantine: Option<Quarantine>,

@@ -47,8 +47,8 @@ fn east(server: &str) -> ClusterMeshStatus {
 fn the_file_has_the_shape_of_the_custom_resource() {
     let directory = tempfile::tempdir().unwrap();
     let connect = parse(directory.path(), &["--id", "2"]);
-    let text = link_text(&connect).unwrap();
-    let value: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+    let text = link_text(&connect, Standing::default()).unwrap();
+    let value: Value = serde_saphyr::from_str(&text).unwrap();
     assert_eq!(
         value,
         serde_json::json!({
@@ -62,12 +62,50 @@ fn the_file_has_the_shape_of_the_custom_resource() {
         })
     );
     let ranges = ["--cidr", "10.12.0.0/16", "--cidr", "fd00:12::/48"];
-    let ranged = link_text(&parse(directory.path(), &ranges)).unwrap();
-    let value: serde_json::Value = serde_saphyr::from_str(&ranged).unwrap();
+    let ranged = link_text(&parse(directory.path(), &ranges), Standing::default()).unwrap();
+    let value: Value = serde_saphyr::from_str(&ranged).unwrap();
     let wanted = serde_json::json!(["10.12.0.0/16", "fd00:12::/48"]);
     assert_eq!(value["spec"]["cidrs"], wanted);
-    let unpinned = link_text(&parse(directory.path(), &[])).unwrap();
+    let unpinned = link_text(&parse(directory.path(), &[]), Standing::default()).unwrap();
     assert!(!unpinned.contains("id:"), "{unpinned}");
+}
+
+#[test]
+fn what_the_command_does_not_name_stays_in_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = link_path(directory.path(), &"west".parse().unwrap());
+    let old = "apiVersion: mesh.isthmus.dev/v1alpha1\nkind: ClusterLink\nmetadata: {name: west}\nspec:\n  id: 2\n  \
+               endpoints: [\"old:1\"]\n  cidrs: [10.12.0.0/16]\n  limits: {rows: 500, bytes: 70000}\n  \
+               tls: {ca: a.crt, cert: b.crt, key: c.key}\n";
+    fs::write(&file, old).unwrap();
+    let rewrite = |more: &[&str]| -> Value {
+        let text = link_text(&parse(directory.path(), more), standing(&file).unwrap()).unwrap();
+        serde_saphyr::from_str(&text).unwrap()
+    };
+    assert_eq!(
+        rewrite(&[])["spec"],
+        serde_json::json!({
+            "id": 2,
+            "endpoints": ["10.2.0.2:4260"],
+            "cidrs": ["10.12.0.0/16"],
+            "limits": {"rows": 500, "bytes": 70000},
+            "tls": {"ca": "a.crt", "cert": "b.crt", "key": "c.key"},
+        })
+    );
+    let renamed = rewrite(&["--id", "3", "--cidr", "10.13.0.0/16"]);
+    assert_eq!(renamed["spec"]["id"], 3);
+    assert_eq!(
+        renamed["spec"]["cidrs"],
+        serde_json::json!(["10.13.0.0/16"])
+    );
+    assert_eq!(renamed["spec"]["limits"]["rows"], 500);
+    fs::write(&file, "spec: [").unwrap();
+    let error = standing(&file).unwrap_err().to_string();
+    assert!(
+        error.contains("west.yaml is there and cannot be read")
+            && error.ends_with("correct or remove it first"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -135,7 +173,10 @@ fn certificates_are_named_all_or_none_and_must_be_there() {
     let (ca, cert, key) = (at("ca.crt"), at("mesh.crt"), at("mesh.key"));
     let flags = ["--tls-ca", &ca, "--tls-cert", &cert, "--tls-key", &key];
     let connect = parse(directory.path(), &flags);
-    let error = format!("{:#}", link_text(&connect).unwrap_err());
+    let error = format!(
+        "{:#}",
+        link_text(&connect, Standing::default()).unwrap_err()
+    );
     assert!(
         error.contains("ca.crt cannot be used") && error.contains("clustermesh certs"),
         "{error}"
@@ -143,7 +184,8 @@ fn certificates_are_named_all_or_none_and_must_be_there() {
     for file in [&ca, &cert, &key] {
         fs::write(file, "x").unwrap();
     }
-    let value: serde_json::Value = serde_saphyr::from_str(&link_text(&connect).unwrap()).unwrap();
+    let value: Value =
+        serde_saphyr::from_str(&link_text(&connect, Standing::default()).unwrap()).unwrap();
     assert_eq!(
         value["spec"]["tls"],
         serde_json::json!({"ca": ca, "cert": cert, "key": key})

@@ -114,8 +114,8 @@ pub struct AgentArgs {
     )]
     pub http: String,
 
-    /// Most service ports, one for each port and protocol of a Service, and most frontends of each family. Some 200 bytes
-    /// of kernel memory each, 13 MiB at the default. Another size makes new maps at the next start, with no connection
+    /// Most service ports, one for each port and protocol of a Service, and most frontends of each family. About 416 bytes
+    /// of kernel memory each, 26 MiB at the default. Another size makes new maps at the next start, with no connection
     /// lost.
     #[arg(
         long,
@@ -126,7 +126,8 @@ pub struct AgentArgs {
     )]
     pub lb_services_max: u32,
 
-    /// Most backends, one for each endpoint and port of a Service. 40 bytes of kernel memory each, 2.5 MiB at the default.
+    /// Most backends, one for each endpoint and port of a Service. About 128 bytes of kernel memory each, 8 MiB at the
+    /// default.
     #[arg(
         long,
         value_name = "ENTRIES",
@@ -136,8 +137,8 @@ pub struct AgentArgs {
     )]
     pub lb_backends_max: u32,
 
-    /// Most places in the rings that connections draw from, one or more for each backend. 8 bytes of kernel memory each,
-    /// 2 MiB at the default.
+    /// Most places in the rings that connections draw from, one or more for each backend. About 8 bytes of kernel memory
+    /// each, 2 MiB at the default.
     #[arg(
         long,
         value_name = "ENTRIES",

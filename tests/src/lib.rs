@@ -46,6 +46,6 @@ pub use pod::Pod;
 pub use process::{Process, Programs};
 pub use spec::{ClusterSpec, LabName, LabSpec, LinkSpec, PodSpec};
 pub use traffic::{Requests, Traffic};
-pub use view::{Backend, Frontend, KernelCounts, LinkError, Peer, Program};
+pub use view::{Backend, Feed, Frontend, KernelCounts, LinkError, Peer, Program};
 pub use wait::{wait_for, wait_until};
 pub use wire::Wire;

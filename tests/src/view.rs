@@ -63,6 +63,17 @@ pub struct Peer {
     pub dropped_in_seconds: Option<f64>,
 }
 
+/// The stream from the cluster's own mesh server (`clustermesh status`).
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Feed {
+    pub state: String,
+    /// Reconnects that took up where the stream had stopped, since the agent started.
+    pub resumed: u64,
+    /// The peers are all linked clusters.
+    pub listed: bool,
+}
+
 #[derive(Clone, PartialEq, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LinkError {
@@ -159,21 +170,49 @@ impl Node<'_> {
     }
     /// BPF link id of each hook, as the kernel tells them: no agent is asked.
     pub fn kernel_links(&self) -> Result<BTreeMap<String, Vec<u32>>> {
+        let mut hooks = BTreeMap::<String, Vec<u32>>::new();
+        for link in self.cgroup_links()? {
+            let hook = link["attach_type"].as_str().unwrap_or_default().to_owned();
+            hooks.entry(hook).or_default().extend(number(&link["id"]));
+        }
+        Ok(hooks)
+    }
+    /// The program behind each BPF link of the node's cgroup, as the kernel tells them.
+    pub fn kernel_programs(&self) -> Result<BTreeMap<u32, u32>> {
+        let ids = self.cgroup_links()?.into_iter();
+        let ids = ids.map(|link| Some((number(&link["id"])?, number(&link["prog_id"])?)));
+        ids.collect::<Option<_>>()
+            .context("`bpftool link` names a link without ids")
+    }
+    fn cgroup_links(&self) -> Result<Vec<serde_json::Value>> {
         let cgroup = std::fs::metadata(self.cgroup())?;
         let id = std::os::unix::fs::MetadataExt::ino(&cgroup);
         let links = bpftool(&["link", "show"])?;
-        let mut hooks = BTreeMap::<String, Vec<u32>>::new();
-        for link in links
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter(|l| l["cgroup_id"] == id)
-        {
-            let hook = link["attach_type"].as_str().unwrap_or_default().to_owned();
-            let number = link["id"].as_u64().and_then(|n| u32::try_from(n).ok());
-            hooks.entry(hook).or_default().extend(number);
-        }
-        Ok(hooks)
+        let mut links = links.as_array().cloned().unwrap_or_default();
+        links.retain(|link| link["cgroup_id"] == id);
+        Ok(links)
+    }
+    pub fn feed(&self) -> Result<Feed> {
+        let answer = self.ask(&["clustermesh", "status"])?;
+        serde_json::from_value(answer["feed"].clone())
+            .context("`clustermesh status` has changed its shape")
+    }
+    /// Waits until the feed has taken up its stream once more than `before` tells, and holds a peer whole and heard.
+    pub fn wait_resumed(&self, before: &Feed, peer: &str) -> Result<(Duration, Feed)> {
+        let what = format!("{}: the feed is resumed, with {peer}", self.name());
+        wait_for(&what, SOON, || {
+            let (feed, peer) = (self.feed()?, self.peer(peer)?);
+            ensure!(
+                feed.resumed > before.resumed && feed.state == "connected" && feed.listed,
+                "it is {feed:?}"
+            );
+            // Between a list's first row and its end mark there is no revision.
+            ensure!(
+                peer.state == "connected" && peer.complete && peer.revision.is_some(),
+                "it is {peer:?}"
+            );
+            Ok(Some(feed))
+        })
     }
     pub fn peer(&self, name: &str) -> Result<Peer> {
         let answer = self.ask(&["clustermesh", "status"])?;
@@ -252,6 +291,10 @@ impl Node<'_> {
 }
 
 const SOON: Duration = Duration::from_secs(15);
+
+fn number(json: &serde_json::Value) -> Option<u32> {
+    json.as_u64().and_then(|number| u32::try_from(number).ok())
+}
 
 /// The connects in a row of `backend_health`, read from the kernel.
 fn connects_of(map: u32, backend: u32) -> Result<u64> {

@@ -6,15 +6,27 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use isthmus_tests::{Lab, Node, PodStatus, Requests, Traffic, wait_until};
+use isthmus_tests::{Frontend, Lab, Node, PodStatus, Requests, Traffic, wait_until};
 
 use super::common::{
-    PORT, SERVICE, TWO_CLUSTERS, at_least, expect_all_translated, named_service, running, targets,
+    PORT, SERVICE, TWO_CLUSTERS, at_least, expect_all_translated, named_service, running,
 };
 
-/// As many requests as two workers make, to both families.
-fn full_traffic(lab: &Lab) -> Traffic {
-    let targets = targets(lab.node("east-1").unwrap());
+/// The frontends that clients ask for: both families of the one service, and those of `others`, at port 80.
+fn asked_for(node: Node<'_>, others: &[String]) -> Vec<Frontend> {
+    let both = [false, true].map(|v6| node.frontend(SERVICE, PORT, v6).unwrap());
+    let others = others
+        .iter()
+        .map(|name| node.frontend(&format!("production/{name}"), 80, false));
+    both.into_iter().chain(others.map(Result::unwrap)).collect()
+}
+
+/// As many requests as two workers make, to each in turn. Backends are the same pods, and say which port was reached.
+fn full_traffic(lab: &Lab, frontends: &[Frontend]) -> Traffic {
+    let targets: Vec<String> = frontends
+        .iter()
+        .map(|frontend| format!("{}={SERVICE}", frontend.target().unwrap()))
+        .collect();
     let requests = Requests::to_all(targets.iter().map(String::as_str))
         .unwrap()
         .workers(2);
@@ -50,26 +62,49 @@ fn watching_links<T>(node: Node<'_>, work: impl FnOnce() -> T) -> T {
     })
 }
 
-fn restarts_under_traffic(lab: &Lab, at_least_requests: u64) {
+/// Every program was replaced by another, on the links that were there.
+fn assert_replaced(before: &BTreeMap<u32, u32>, after: &BTreeMap<u32, u32>) {
+    assert!(
+        before.keys().eq(after.keys()),
+        "links: {before:?}, then {after:?}"
+    );
+    let same = |(before, after): (&u32, &u32)| before == after;
+    assert!(
+        !before.values().zip(after.values()).any(same),
+        "programs: {before:?}, then {after:?}"
+    );
+}
+
+fn restarts_under_traffic(lab: &Lab, others: &[String], at_least_requests: u64) {
     let node = lab.node("east-1").unwrap();
-    let counted = [false, true].map(|v6| {
-        let frontend = node.frontend(SERVICE, PORT, v6).unwrap();
-        (node.count_from_here(&frontend).unwrap(), frontend)
-    });
-    let mut traffic = full_traffic(lab);
-    let part = at_least_requests / 4;
+    let frontends = asked_for(node, others);
+    let counted: Vec<_> = frontends
+        .iter()
+        .map(|frontend| (node.count_from_here(frontend).unwrap(), frontend))
+        .collect();
+    let mut traffic = full_traffic(lab, &frontends);
+    let part = at_least_requests / 5;
     let first = at_least(&mut traffic, part);
+    let programs = node.kernel_programs().unwrap();
     watching_links(node, || {
         node.kill_agent().unwrap();
         at_least(&mut traffic, part);
         node.start_agent(&[]).unwrap();
         at_least(&mut traffic, part);
         // As an upgrade that changes no map does it: programs are replaced on the links that are there.
+        let adopted = node.kernel_programs().unwrap();
+        assert_replaced(&programs, &adopted);
         node.stop_agent().unwrap();
         node.start_agent(&[]).unwrap();
+        assert_replaced(&adopted, &node.kernel_programs().unwrap());
         at_least(&mut traffic, part);
+        // Reconnect, resumption and sweep happen while connections are made, and are over before the last part of them.
+        node.wait_peer("west", "connected").unwrap();
+        let feed = node.feed().unwrap();
         lab.cluster("east").unwrap().kill_mesh().unwrap();
         lab.cluster("east").unwrap().start_mesh(&[]).unwrap();
+        node.wait_resumed(&feed, "west").unwrap();
+        at_least(&mut traffic, part);
     });
     traffic.pause().unwrap();
     let total = traffic.total();
@@ -112,7 +147,9 @@ fn upgrades_under_traffic(lab: &Lab, traffic: &mut Traffic, part: u64) {
     let old = version(node);
     watching_links(node, || {
         node.stop_agent().unwrap();
+        let programs = node.kernel_programs().unwrap();
         node.start_agent(&LARGER).unwrap();
+        assert_replaced(&programs, &node.kernel_programs().unwrap());
         let new = version(node);
         assert_ne!(new.0, old.0, "the same map");
         assert!(
@@ -142,7 +179,23 @@ fn upgrades_under_traffic(lab: &Lab, traffic: &mut Traffic, part: u64) {
 #[test]
 fn agents_and_mesh_servers_die_and_no_connect_fails() {
     let lab = running("restart", TWO_CLUSTERS);
-    restarts_under_traffic(&lab, 100_000);
+    let others: Vec<_> = (1..10).map(|n| format!("s{n}")).collect();
+    let annotations = [("service.cilium.io/global", "true")];
+    let services: Vec<_> = others
+        .iter()
+        .map(|name| named_service(name, 80, PORT, &annotations))
+        .collect();
+    for cluster in lab.clusters() {
+        let manifests = cluster.manifests();
+        manifests.write_objects("others.yaml", &services).unwrap();
+    }
+    let node = lab.node("east-1").unwrap();
+    for name in &others {
+        let name = format!("production/{name}");
+        node.wait_frontend(&name, 80, "has all backends", |f| f.serving() == 4)
+            .unwrap();
+    }
+    restarts_under_traffic(&lab, &others, 100_000);
 }
 
 #[test]
@@ -174,7 +227,9 @@ fn nor_with_ten_thousand_services() {
         },
     )
     .unwrap();
-    restarts_under_traffic(&lab, 100_000);
+    // The first, one of the middle, and the last to be claimed.
+    let others = [0, 4711, 9999].map(|n| format!("s{n}"));
+    restarts_under_traffic(&lab, &others, 100_000);
 }
 
 /// Agent and mesh server are dead, the agent is started alone, a local backend is added: the remote ones are still
@@ -186,7 +241,7 @@ fn an_agent_alone_remembers_the_remote_backends() {
     lab.pod("east/backend-1").unwrap().withdraw().unwrap();
     node.wait_frontend(SERVICE, PORT, "has three backends", |f| f.serving() == 3)
         .unwrap();
-    let mut traffic = full_traffic(&lab);
+    let mut traffic = full_traffic(&lab, &asked_for(node, &[]));
     lab.cluster("east").unwrap().kill_mesh().unwrap();
     node.kill_agent().unwrap();
     // It is not fully ready without its feed, or it is: both are fine, as long as it works.

@@ -12,6 +12,8 @@ mod connect;
 mod datagram;
 #[path = "rows/events.rs"]
 mod events;
+#[path = "rows/fastopen.rs"]
+mod fastopen;
 #[path = "rows/health.rs"]
 mod health;
 #[path = "rows/life.rs"]

@@ -1,7 +1,8 @@
 //! {address family and socket kind} × {TCP, connected UDP}: where the socket goes, and what its owner sees.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -11,8 +12,8 @@ use nix::libc;
 use rustix::net::connect_unspec;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::Row;
 use super::world::{NOBODY4, SERVICE_PORT, SERVICE4, SERVICE6, TCP4, TCP6, UDP4, UDP6, World};
+use super::{Row, fastopen};
 
 /// What kind of socket the client uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,10 +25,35 @@ pub enum Kind {
     NonBlocking,
     /// Data in the SYN, by `sendto(MSG_FASTOPEN)`.
     FastOpen,
+    /// Data in the SYN, by `TCP_FASTOPEN_CONNECT`: the first write sends it.
+    FastOpenConnect,
     Mptcp,
 }
 
 impl Kind {
+    const ALL: [Self; 7] = [
+        Self::V4,
+        Self::V6,
+        Self::Mapped,
+        Self::NonBlocking,
+        Self::FastOpen,
+        Self::FastOpenConnect,
+        Self::Mptcp,
+    ];
+
+    fn is_fast_open(self) -> bool {
+        matches!(self, Self::FastOpen | Self::FastOpenConnect)
+    }
+
+    /// There are such sockets, here. A kernel that has MPTCP must give them.
+    pub fn exists(self, protocol: Protocol) -> bool {
+        match self {
+            Self::FastOpen | Self::FastOpenConnect => protocol == Protocol::Tcp,
+            Self::Mptcp => protocol == Protocol::Tcp && Path::new("/proc/sys/net/mptcp").exists(),
+            _ => true,
+        }
+    }
+
     fn domain(self) -> Domain {
         match self {
             Self::V6 | Self::Mapped => Domain::IPV6,
@@ -49,6 +75,17 @@ impl Kind {
             Self::V6 => world.backend6,
             _ => world.backend4,
         }
+    }
+
+    /// The backend as such a socket names it.
+    fn straight(self, world: &World) -> SocketAddr {
+        let mut backend = self.backend(world);
+        if self == Self::Mapped
+            && let IpAddr::V4(v4) = backend.ip()
+        {
+            backend.set_ip(v4.to_ipv6_mapped().into());
+        }
+        backend
     }
 }
 
@@ -83,6 +120,12 @@ pub fn connect(socket: &Socket, kind: Kind, to: SocketAddr) -> io::Result<()> {
         Kind::FastOpen => socket
             .send_to_with_flags(b"x", &SockAddr::from(to), libc::MSG_FASTOPEN)
             .map(drop),
+        Kind::FastOpenConnect => {
+            fastopen::set(socket, libc::TCP_FASTOPEN_CONNECT, 1)?;
+            socket.connect(&to.into())?;
+            socket.send(b"x")?;
+            wait_writable(socket)
+        }
         _ => socket
             .connect_timeout(&to.into(), Duration::from_secs(2))
             .and_then(|()| socket.set_nonblocking(false)),
@@ -121,15 +164,8 @@ fn service_index(kind: Kind, protocol: Protocol) -> u32 {
 pub fn rows() -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for protocol in [Protocol::Tcp, Protocol::Udp] {
-        for kind in [
-            Kind::V4,
-            Kind::V6,
-            Kind::Mapped,
-            Kind::NonBlocking,
-            Kind::FastOpen,
-            Kind::Mptcp,
-        ] {
-            if protocol == Protocol::Udp && matches!(kind, Kind::FastOpen | Kind::Mptcp) {
+        for kind in Kind::ALL {
+            if !kind.exists(protocol) {
                 continue;
             }
             let name = |what: &str| format!("{protocol} {kind:?}: {what}");
@@ -141,10 +177,12 @@ pub fn rows() -> Vec<Row> {
                 name("no backend"),
                 Box::new(move |world| refused_without_backend(world, kind, protocol)),
             ));
-            rows.push((
-                name("reused descriptor"),
-                Box::new(move |world| reused(world, kind, protocol)),
-            ));
+            if kind != Kind::Mptcp || mptcp_disconnects() {
+                rows.push((
+                    name("reused descriptor"),
+                    Box::new(move |world| reused(world, kind, protocol)),
+                ));
+            }
             rows.push((
                 name("straight to the backend"),
                 Box::new(move |world| straight(world, kind, protocol)),
@@ -178,25 +216,43 @@ pub fn rows() -> Vec<Row> {
     rows
 }
 
-/// Skips a kind that this kernel does not have, saying so: there is nothing to be wrong then.
-fn open_or_absent(kind: Kind, protocol: Protocol) -> anyhow::Result<Option<Socket>> {
-    match open(kind, protocol) {
-        Ok(socket) => Ok(Some(socket)),
-        Err(error)
-            if kind == Kind::Mptcp && error.raw_os_error() == Some(libc::EPROTONOSUPPORT) =>
-        {
-            println!("    (this kernel has no MPTCP)");
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
+/// Not every kernel takes `AF_UNSPEC` from an MPTCP socket that is connected; then none can be used again.
+fn mptcp_disconnects() -> bool {
+    let disconnects = || -> anyhow::Result<bool> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let socket = open(Kind::Mptcp, Protocol::Tcp)?;
+        socket.connect(&listener.local_addr()?.into())?;
+        Ok(connect_unspec(&socket).is_ok())
+    };
+    // If even that fails, the row should say so.
+    disconnects().unwrap_or(true)
+}
+
+/// A Fast Open client must have had the server's cookie before: the first connect only asks for it.
+fn warm_up(world: &World, kind: Kind, protocol: Protocol) -> anyhow::Result<()> {
+    if kind.is_fast_open() {
+        let socket = open(kind, protocol)?;
+        connect(&socket, Kind::FastOpen, kind.backend(world)).context("asking for a cookie")?;
     }
+    Ok(())
+}
+
+/// Data went with the SYN, where the kind says so.
+fn expect_syn_data(kind: Kind, socket: &Socket) -> anyhow::Result<()> {
+    ensure!(
+        fastopen::sent_with_syn(socket)? == kind.is_fast_open(),
+        "data with the SYN, or not: it should be the other way"
+    );
+    Ok(())
 }
 
 fn reaches(world: &mut World, kind: Kind, protocol: Protocol) -> anyhow::Result<()> {
-    let Some(socket) = open_or_absent(kind, protocol)? else {
-        return Ok(());
-    };
+    warm_up(world, kind, protocol)?;
+    let socket = open(kind, protocol)?;
     connect(&socket, kind, kind.service()).context("connect")?;
+    if protocol == Protocol::Tcp {
+        expect_syn_data(kind, &socket)?;
+    }
     let seen = peer(&socket)?;
     ensure!(
         seen == kind.service(),
@@ -219,9 +275,7 @@ fn refused_without_backend(
     kind: Kind,
     protocol: Protocol,
 ) -> anyhow::Result<()> {
-    let Some(socket) = open_or_absent(kind, protocol)? else {
-        return Ok(());
-    };
+    let socket = open(kind, protocol)?;
     world.service(
         service_index(kind, protocol),
         unmapped(kind.service()).ip(),
@@ -238,24 +292,11 @@ fn unmapped(address: SocketAddr) -> SocketAddr {
 
 /// A descriptor that was a service's, and is then somebody else's: it must not remember.
 fn reused(world: &mut World, kind: Kind, protocol: Protocol) -> anyhow::Result<()> {
-    if kind == Kind::FastOpen {
-        return Ok(());
-    }
-    let Some(socket) = open_or_absent(kind, protocol)? else {
-        return Ok(());
-    };
+    warm_up(world, kind, protocol)?;
+    let socket = open(kind, protocol)?;
     connect(&socket, kind, kind.service()).context("first connect")?;
-    if let Err(errno) = connect_unspec(&socket) {
-        // MPTCP sockets cannot be disconnected on every kernel; then there is no reuse to be wrong about.
-        ensure!(kind == Kind::Mptcp, "AF_UNSPEC: {errno}");
-        return Ok(());
-    }
-    let mut straight = kind.backend(world);
-    if kind == Kind::Mapped
-        && let IpAddr::V4(v4) = straight.ip()
-    {
-        straight.set_ip(v4.to_ipv6_mapped().into());
-    }
+    connect_unspec(&socket).context("AF_UNSPEC")?;
+    let straight = kind.straight(world);
     connect(&socket, kind, straight).context("second connect, to the backend itself")?;
     let seen = peer(&socket)?;
     ensure!(
@@ -267,13 +308,9 @@ fn reused(world: &mut World, kind: Kind, protocol: Protocol) -> anyhow::Result<(
 
 /// A client that names the backend itself sees the backend, though the backend is a service's too.
 fn straight(world: &mut World, kind: Kind, protocol: Protocol) -> anyhow::Result<()> {
-    if kind == Kind::Mapped {
-        return Ok(());
-    }
-    let Some(socket) = open_or_absent(kind, protocol)? else {
-        return Ok(());
-    };
-    let backend = kind.backend(world);
+    warm_up(world, kind, protocol)?;
+    let socket = open(kind, protocol)?;
+    let backend = kind.straight(world);
     connect(&socket, kind, backend).context("connect")?;
     let seen = peer(&socket)?;
     ensure!(seen == backend, "getpeername says {seen}, not {backend}");

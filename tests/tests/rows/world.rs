@@ -14,8 +14,11 @@ use isthmus_abi::{
 use isthmus_agent::datapath::{Datapath, DatapathConfig, MapSizes, cleanup};
 use isthmus_core::model::{Address, Protocol};
 use isthmus_core::table::Tables;
+use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+
+use super::fastopen;
 
 /// Service address of the rows' IPv4 service, and its twin of IPv6.
 pub const SERVICE4: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
@@ -81,6 +84,10 @@ impl World {
         let cgroup = home.join(format!("isthmus-rows-{}", std::process::id()));
         fs::create_dir(&cgroup).with_context(|| format!("making {}", cgroup.display()))?;
         fs::write(cgroup.join("cgroup.procs"), "0").context("joining the cgroup")?;
+        // Of this namespace: clients and servers of TCP Fast Open, and no pause of it after a connection that broke.
+        fs::write("/proc/sys/net/ipv4/tcp_fastopen", "3").context("tcp_fastopen")?;
+        fs::write("/proc/sys/net/ipv4/tcp_fastopen_blackhole_timeout_sec", "0")
+            .context("tcp_fastopen_blackhole_timeout_sec")?;
         let tcp4 = TcpListener::bind((BACKEND4, 0))?;
         let tcp6 = TcpListener::bind((BACKEND6, 0))?;
         let udp4 = UdpSocket::bind(tcp4.local_addr()?)?;
@@ -89,6 +96,7 @@ impl World {
         let bpffs = PathBuf::from(format!("/sys/fs/bpf/isthmus/rows-{}", std::process::id()));
         for listener in [&tcp4, &tcp6] {
             listener.set_nonblocking(true)?;
+            fastopen::set(listener, libc::TCP_FASTOPEN, 64).context("TCP_FASTOPEN")?;
         }
         for socket in [&udp4, &udp6] {
             socket.set_read_timeout(Some(Duration::from_secs(2)))?;
@@ -121,7 +129,7 @@ impl World {
                 .to_vec(),
             translate_pods: true,
             refuse_unknown_port: true,
-            refuse_errno: nix::libc::ECONNREFUSED.cast_unsigned(),
+            refuse_errno: libc::ECONNREFUSED.cast_unsigned(),
             passive_health: true,
         }
     }

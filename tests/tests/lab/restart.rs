@@ -137,10 +137,12 @@ fn version(node: Node<'_>) -> (u32, Vec<String>) {
     (node.map_id("rings").unwrap(), versions)
 }
 
+/// Other maps than those of the defaults.
+const LARGER: [&str; 2] = ["--lb-services-max=131072", "--lb-ring-slots-max=524288"];
+
 /// Another version of the maps, here of other sizes: new ones are filled beside the old, programs change over on the
 /// links that are there, the old maps go. Once from an agent that was told to go, once from one that was killed.
 fn upgrades_under_traffic(lab: &Lab, traffic: &mut Traffic, part: u64) {
-    const LARGER: [&str; 2] = ["--lb-services-max=131072", "--lb-ring-slots-max=524288"];
     let node = lab.node("east-1").unwrap();
     let before = traffic.total().clone();
     traffic.rate(0.0).unwrap();
@@ -266,4 +268,29 @@ fn an_agent_alone_remembers_the_remote_backends() {
     let report = at_least(&mut traffic, 2000);
     assert_eq!(report.failed(), 0, "{:?}", report.told);
     assert_eq!(report.answers.len(), 4, "{:?}", report.answers);
+}
+
+/// Told to go right after it heard of a remote backend, the agent leaves that to the next one, whose maps are empty and
+/// whose mesh server is dead.
+#[test]
+fn what_an_agent_heard_last_outlives_it() {
+    let lab = running("last", TWO_CLUSTERS);
+    let node = lab.node("east-1").unwrap();
+    let pod = lab.pod("west/backend-1").unwrap();
+    let from_west = |wanted: usize| {
+        let of_west = move |f: &Frontend| f.backends.iter().filter(|b| b.cluster == "west").count();
+        let what = format!("has {wanted} backends of west");
+        node.wait_frontend(SERVICE, PORT, &what, move |f| of_west(f) == wanted)
+            .unwrap();
+    };
+    // The state file is written at once for this, and then not for a second.
+    pod.withdraw().unwrap();
+    from_west(1);
+    pod.declare(PodStatus::Ready).unwrap();
+    from_west(2);
+    node.stop_agent().unwrap();
+    lab.cluster("east").unwrap().kill_mesh().unwrap();
+    node.spawn_agent(&LARGER).unwrap();
+    node.wait_frontend(SERVICE, PORT, "has all backends", |f| f.serving() == 4)
+        .unwrap();
 }

@@ -201,12 +201,15 @@ async fn from_source(
             hold.because(format!("{}: {cause}", update.status.location));
         }
         status.send_replace(update.status);
-        if !update.batch.is_empty()
-            && events
-                .send(Event::Rows(Owner::Local, update.batch))
-                .await
-                .is_err()
-        {
+        if update.batch.is_empty() {
+            continue;
+        }
+        let rows = Event::Rows {
+            owner: Owner::Local,
+            batch: update.batch,
+            seen: update.seen,
+        };
+        if events.send(rows).await.is_err() {
             return;
         }
     }

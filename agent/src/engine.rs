@@ -55,7 +55,12 @@ const LIMITS_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub enum Event {
     /// Rows of an owner, and whether its list is complete with them.
-    Rows(Owner, Batch),
+    Rows {
+        owner: Owner,
+        batch: Batch,
+        /// When the owner's source saw the first sign of them.
+        seen: Instant,
+    },
     /// Who a peer is, and whether it is stale.
     Peer(ClusterId, PeerState),
     /// A peer's rows are to go: its link was removed, or its TTL is over.
@@ -86,7 +91,8 @@ pub struct Published {
     pub faults: Vec<Fault>,
     /// Since the last round that wrote.
     pub last_write: Option<Instant>,
-    /// From an event's arrival to the end of the writes that it led to, for the last that led to any.
+    /// From the moment at which a source saw a change to the end of the writes that it led to, for the last that led to
+    /// any: reading, parsing, and waiting for the engine are in it.
     pub last_latency: Option<Duration>,
     /// When an endpoint's condition last changed. Endpoints that never changed since the start are not here.
     pub changed: HashMap<(Owner, ObjectName, Address), Instant>,
@@ -117,8 +123,8 @@ pub struct Engine {
     attach: Attach,
     publish: watch::Sender<Arc<Published>>,
     published: Published,
-    /// Of the first event that has not led to all its writes yet.
-    arrived: Option<Instant>,
+    /// When the first change was seen that has not led to all its writes yet.
+    seen: Option<Instant>,
 }
 
 /// Rows that programs and reconciliation write, to be looked at here.
@@ -206,7 +212,7 @@ impl Engine {
             attach,
             publish,
             published: Published::default(),
-            arrived: None,
+            seen: None,
         };
         Ok((engine, published))
     }
@@ -259,10 +265,12 @@ impl Engine {
     /// Takes in `first` and what else is already there, and derives what it changes.
     fn take(&mut self, events: &mut mpsc::Receiver<Event>, first: Option<Event>) {
         let mut dirty = Dirty::default();
+        let mut first_seen = Instant::now();
         let more = std::iter::from_fn(|| events.try_recv().ok());
         for event in first.into_iter().chain(more).take(ROUND_EVENTS) {
             match event {
-                Event::Rows(owner, batch) => {
+                Event::Rows { owner, batch, seen } => {
+                    first_seen = first_seen.min(seen);
                     self.note_conditions(owner, &batch);
                     dirty.merge(self.store.apply(owner, &batch));
                 }
@@ -281,7 +289,8 @@ impl Engine {
             }
         }
         if !dirty.is_empty() {
-            self.arrived.get_or_insert_with(Instant::now);
+            let before = self.seen.unwrap_or(first_seen);
+            self.seen = Some(before.min(first_seen));
             self.ports.touch(dirty.services.keys());
             for change in desired::changes(self.here, self.store.now(), &dirty) {
                 self.reconciler.apply(change);
@@ -385,10 +394,10 @@ impl Engine {
         if progress.writes > 0 {
             let end = Instant::now();
             self.published.last_write = Some(end);
-            self.published.last_latency = self.arrived.map(|arrived| end.duration_since(arrived));
+            self.published.last_latency = self.seen.map(|seen| end.duration_since(seen));
         }
         if progress.idle {
-            self.arrived = None;
+            self.seen = None;
         }
         let attach_due = if progress.idle {
             self.tell_tiers();

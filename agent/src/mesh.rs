@@ -1,6 +1,7 @@
 //! Leads what the mesh feed says into the engine.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use isthmus_core::mesh::FeedEvent;
 use isthmus_core::store::{Owner, PeerState};
@@ -68,7 +69,11 @@ async fn pass_on(mut feed: mpsc::Receiver<FeedEvent>, events: mpsc::Sender<Event
                     },
                 )
             }
-            FeedEvent::Rows { cluster, batch } => Event::Rows(Owner::Peer(cluster.id), batch),
+            FeedEvent::Rows { cluster, batch } => Event::Rows {
+                owner: Owner::Peer(cluster.id),
+                batch,
+                seen: Instant::now(),
+            },
             FeedEvent::Dropped { cluster, why } => {
                 info!(peer = %cluster.name, ?why, "peer dropped");
                 Event::Drop(cluster.id)

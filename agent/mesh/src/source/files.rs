@@ -30,6 +30,8 @@ pub struct SourceUpdate {
     /// Empty if only the status changed.
     pub batch: Batch,
     pub status: Arc<SourceStatus>,
+    /// When the first sign of any of it was seen: before anything was read.
+    pub seen: Instant,
 }
 
 /// How the source is.

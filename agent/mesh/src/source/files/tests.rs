@@ -125,6 +125,29 @@ fn service(name: &str, port: u16) -> String {
 }
 
 #[tokio::test]
+async fn a_change_carries_the_moment_of_its_first_sign() {
+    async fn rows(watched: &mut Watched) -> SourceUpdate {
+        loop {
+            let update = watched.hear().await;
+            if !update.batch.is_empty() {
+                return update;
+            }
+        }
+    }
+    let mut watched = Watched::with_a().await;
+    let before = Instant::now();
+    watched.write("b.yaml", &service("b", 2));
+    let update = rows(&mut watched).await;
+    assert!(before <= update.seen && update.seen <= Instant::now());
+    // A removal waits for company before it is told.
+    let before = Instant::now();
+    fs::remove_file(watched.path("b.yaml")).unwrap();
+    let update = rows(&mut watched).await;
+    assert!(before <= update.seen);
+    assert!(update.seen.elapsed() >= Duration::from_millis(1));
+}
+
+#[tokio::test]
 async fn the_first_list_comes_whole_with_its_passport() {
     let mut watched = Watched::after(|parent| {
         fs::create_dir_all(parent.join("manifests/deep/er")).unwrap();

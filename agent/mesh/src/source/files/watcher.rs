@@ -87,6 +87,8 @@ struct Watcher {
     refilling: Option<Instant>,
     listed: bool,
     next_scan: Instant,
+    /// The first sign of what is not told yet.
+    seen: Option<Instant>,
     started: Instant,
     status: Arc<SourceStatus>,
     /// The status of the last update.
@@ -118,6 +120,7 @@ impl Watcher {
             refilling: None,
             listed: false,
             next_scan: now,
+            seen: None,
             started: now,
             told: status.clone(),
             status,
@@ -130,6 +133,7 @@ impl Watcher {
         loop {
             let now = Instant::now();
             if now >= self.next_scan {
+                self.seen.get_or_insert(now);
                 self.scan();
             }
             self.believe(Instant::now());
@@ -147,7 +151,11 @@ impl Watcher {
                 }
             }
             if let Some(events) = &mut self.events {
+                let now = Instant::now();
                 let happened = events.read();
+                if happened != Happened::default() {
+                    self.seen.get_or_insert(now);
+                }
                 self.apply(happened);
             }
         }
@@ -419,6 +427,9 @@ impl Watcher {
                 status.problems = problems.into();
             }
         }
+        // A removal that waits for company was seen when it came.
+        let waits = batch.is_empty() && self.removals.next().is_some();
+        let seen = if waits { self.seen } else { self.seen.take() };
         if batch.is_empty() && self.told == self.status {
             return None;
         }
@@ -426,6 +437,7 @@ impl Watcher {
         Some(SourceUpdate {
             batch,
             status: self.status.clone(),
+            seen: seen.unwrap_or_else(Instant::now),
         })
     }
 }

@@ -1,10 +1,10 @@
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use isthmus_core::model::{ClusterId, ClusterName};
+use isthmus_mesh::config::{MeshEndpoint, cidr, duration, peer_endpoint};
 
 /// Shows and changes what this node knows of its mesh.
 ///
@@ -99,14 +99,14 @@ pub struct Connect {
     /// The other cluster's name
     pub name: ClusterName,
     /// Where its mesh server listens; repeat it for more addresses
-    #[arg(long = "endpoint", value_name = "HOST:PORT", required = true, value_parser = endpoint)]
-    pub endpoints: Vec<String>,
+    #[arg(long = "endpoint", value_name = "HOST:PORT", required = true, value_parser = peer_endpoint)]
+    pub endpoints: Vec<MeshEndpoint>,
     /// Accept it with this cluster id only
     #[arg(long)]
     pub id: Option<ClusterId>,
     /// Accept its endpoints in this range only; repeat it for more. If none is given, those that it announces when it is
     /// first connected, if it does
-    #[arg(long = "cidr", value_name = "CIDR", value_parser = isthmus_mesh::config::cidr)]
+    #[arg(long = "cidr", value_name = "CIDR", value_parser = cidr)]
     pub cidrs: Vec<IpNet>,
     /// Wait until it is connected; 1m if no time is given
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true,
@@ -216,41 +216,6 @@ pub enum Lb {
     List,
 }
 
-/// `30s`, `5m`, `1h`, `250ms`, `1m30s`; a bare number is seconds.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no duration like 500ms, 30s or 1m30s");
-    if let Ok(seconds) = text.parse() {
-        return Duration::try_from_secs_f64(seconds).map_err(|_| wrong());
-    }
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let unit_at = rest
-            .find(|c: char| c.is_ascii_alphabetic())
-            .ok_or_else(wrong)?;
-        let (number, after) = rest.split_at(unit_at);
-        let unit_len = after
-            .find(|c: char| !c.is_ascii_alphabetic())
-            .unwrap_or(after.len());
-        let (unit, next) = after.split_at(unit_len);
-        let seconds = match unit {
-            "ms" => 0.001,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return Err(wrong()),
-        };
-        let number: f64 = number.parse().map_err(|_| wrong())?;
-        total += Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())?;
-        rest = next;
-    }
-    if text.is_empty() {
-        Err(wrong())
-    } else {
-        Ok(total)
-    }
-}
-
 /// `NAMESPACE/NAME`.
 fn service_name(text: &str) -> Result<String, String> {
     let whole = |part: &str| !part.is_empty() && !part.contains(['/', ' ']);
@@ -259,24 +224,6 @@ fn service_name(text: &str) -> Result<String, String> {
         _ => Err(format!(
             "{text:?} is no NAMESPACE/NAME like production/backend"
         )),
-    }
-}
-
-/// `HOST:PORT`, the host a name or an address; IPv6 in brackets.
-fn endpoint(text: &str) -> Result<String, String> {
-    let wrong =
-        || format!("{text:?} is no HOST:PORT like mesh.west.example:4260 or [fd00::1]:4260");
-    if text.parse::<SocketAddr>().is_ok_and(|a| a.port() != 0) {
-        return Ok(text.to_owned());
-    }
-    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-    let name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
-    let good =
-        !host.is_empty() && host.chars().all(name) && port.parse().is_ok_and(|p: u16| p != 0);
-    if good {
-        Ok(text.to_owned())
-    } else {
-        Err(wrong())
     }
 }
 
@@ -292,27 +239,6 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_read_with_their_units() {
-        for (text, seconds) in [
-            ("30s", 30.0),
-            ("1m30s", 90.0),
-            ("250ms", 0.25),
-            ("1h", 3600.0),
-            ("2.5s", 2.5),
-            ("7", 7.0),
-        ] {
-            assert_eq!(
-                duration(text),
-                Ok(Duration::from_secs_f64(seconds)),
-                "{text}"
-            );
-        }
-        for text in ["", "s", "5d", "5s3", "-1", "1m-3s", "nan", "1e300h"] {
-            assert!(duration(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
     fn wait_takes_its_time_after_an_equals_sign_only() {
         let wait = |args: &[&str]| {
             let all = ["agentctl", "clustermesh", "status"].iter().chain(args);
@@ -325,29 +251,5 @@ mod tests {
         assert_eq!(wait(&["--wait"]), Some(Some(Duration::from_secs(60))));
         assert_eq!(wait(&["--wait=5s"]), Some(Some(Duration::from_secs(5))));
         assert_eq!(wait(&["--wait", "5s"]), None);
-    }
-
-    #[test]
-    fn endpoints_are_a_host_and_a_port() {
-        for good in [
-            "10.2.0.2:4260",
-            "[fd00::1]:4260",
-            "mesh.west.example:4260",
-            "west:1",
-        ] {
-            assert!(endpoint(good).is_ok(), "{good}");
-        }
-        for bad in [
-            "10.2.0.2",
-            "fd00::1:4260",
-            ":4260",
-            "west:0",
-            "west:70000",
-            "we st:1",
-            "a/b:1",
-            "",
-        ] {
-            assert!(endpoint(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -18,7 +18,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 
 pub use common::{Cluster, CommonArgs, TlsArgs, TlsPaths};
-pub use value::{MeshEndpoint, SourceSpec, cidr, duration, listen_address, percent};
+pub use value::{MeshEndpoint, SourceSpec, cidr, duration, listen_address, peer_endpoint, percent};
 
 use file::Setting;
 

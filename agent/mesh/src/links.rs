@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use isthmus_core::model::{ClusterId, ClusterName, Problem, ProblemKind};
+use isthmus_core::mesh::Fault;
+use isthmus_core::model::{ClusterName, Problem, ProblemKind};
 
 use crate::config::TlsPaths;
 use crate::link::LinkSpec;
@@ -168,17 +169,12 @@ impl Links {
                 });
                 continue;
             }
-            if let Some(other) = wanted
-                .links
-                .values()
-                .find(|other| spec.terms.id.is_some() && other.terms.id == spec.terms.id)
-            {
-                let id = spec.terms.id.map_or(0, ClusterId::get);
-                let message = format!(
-                    "cluster id {id} is taken: \"{}\" and \"{}\" both use it; give one another id in its --cluster-id, \
-                     then restart it",
-                    other.name, spec.name
-                );
+            let mut others = wanted.links.values();
+            let pinned = spec.terms.id;
+            let same = others.find(|other| pinned.is_some() && other.terms.id == pinned);
+            if let (Some(id), Some(other)) = (pinned, same) {
+                let (one, other) = (other.name.clone(), spec.name.clone());
+                let message = Fault::DuplicateId { id, one, other }.to_string();
                 wanted.problems.push(Problem {
                     kind: ProblemKind::Conflict,
                     ..at(&spec.file, 0, "spec.id", message)

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use isthmus_core::mesh::Fault;
 use isthmus_core::model::{ClusterId, ClusterName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -27,7 +28,7 @@ struct LinkFile<'a> {
     api_version: &'static str,
     kind: &'static str,
     metadata: Metadata<'a>,
-    spec: Spec<'a>,
+    spec: Spec,
 }
 
 #[derive(Debug, Serialize)]
@@ -36,10 +37,10 @@ struct Metadata<'a> {
 }
 
 #[derive(Debug, Serialize)]
-struct Spec<'a> {
+struct Spec {
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<ClusterId>,
-    endpoints: &'a [String],
+    endpoints: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     cidrs: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -135,13 +136,11 @@ fn not_ourselves(connect: &Connect, own: &ClusterMeshStatus) -> Result<()> {
         "{} is this cluster itself; name the other one",
         node.cluster
     );
-    if let Some(id) = connect.id {
-        ensure!(
-            u32::from(id.get()) != node.cluster_id,
-            "cluster id {id} is taken: {:?} (this cluster) and {:?} both use it; give one another id in its --cluster-id, then restart it",
-            node.cluster,
-            connect.name.as_str()
-        );
+    if let Some(id) = connect.id
+        && u32::from(id.get()) == node.cluster_id
+    {
+        let (one, other) = (node.cluster.parse()?, connect.name.clone());
+        return Err(Fault::DuplicateId { id, one, other }.into());
     }
     Ok(())
 }
@@ -201,7 +200,7 @@ fn link_text(connect: &Connect, standing: Standing) -> Result<String> {
         },
         spec: Spec {
             id: connect.id.or(stands.id),
-            endpoints: &connect.endpoints,
+            endpoints: connect.endpoints.iter().map(ToString::to_string).collect(),
             cidrs: if connect.cidrs.is_empty() {
                 stands.cidrs
             } else {

@@ -173,6 +173,19 @@ impl fmt::Display for MeshEndpoint {
     }
 }
 
+/// Where a peer's mesh server listens: `HOST:PORT`, the host a name or an address; IPv6 in brackets.
+///
+/// # Errors
+/// Words for the user.
+pub fn peer_endpoint(text: &str) -> Result<MeshEndpoint, String> {
+    match text.parse()? {
+        MeshEndpoint::Unix(_) => {
+            Err("a peer is reached over the network: write HOST:PORT".to_owned())
+        }
+        endpoint @ MeshEndpoint::Tcp { .. } => Ok(endpoint),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
@@ -270,5 +283,7 @@ mod tests {
         ] {
             assert!(bad.parse::<MeshEndpoint>().is_err(), "{bad}");
         }
+        assert!(peer_endpoint("10.0.0.1:1").is_ok());
+        assert!(peer_endpoint("unix:/a").unwrap_err().contains("HOST:PORT"));
     }
 }

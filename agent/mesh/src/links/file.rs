@@ -9,7 +9,7 @@ use isthmus_core::model::{ClusterId, ClusterName, Problem, ProblemKind};
 use serde::Deserialize;
 use serde_saphyr::{Spanned, UserMessageFormatter};
 
-use crate::config::{MeshEndpoint, TlsPaths, cidr};
+use crate::config::{TlsPaths, cidr, peer_endpoint};
 use crate::link::LinkSpec;
 
 #[derive(Deserialize)]
@@ -115,16 +115,8 @@ pub(super) fn read(
     };
     let mut endpoints = Vec::new();
     for (n, said) in document.spec.endpoints.value.iter().enumerate() {
-        match said.value.parse::<MeshEndpoint>() {
-            Ok(endpoint @ MeshEndpoint::Tcp { .. }) => endpoints.push(endpoint),
-            Ok(MeshEndpoint::Unix(_)) => {
-                let message = "a peer is reached over the network: write HOST:PORT".to_owned();
-                return wrong(
-                    said.referenced.line(),
-                    &format!("spec.endpoints[{n}]"),
-                    message,
-                );
-            }
+        match peer_endpoint(&said.value) {
+            Ok(endpoint) => endpoints.push(endpoint),
             Err(message) => {
                 return wrong(
                     said.referenced.line(),

@@ -1,5 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 use isthmus_core::mesh::Terms;
+use isthmus_core::model::ClusterId;
 
 use super::*;
 

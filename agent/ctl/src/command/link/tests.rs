@@ -155,7 +155,7 @@ fn a_link_to_oneself_or_to_a_taken_id_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.starts_with(r#"cluster id 1 is taken: "east" (this cluster) and "west" both use it"#),
+        error.starts_with(r#"cluster id 1 is taken: "east" and "west" both use it"#),
         "{error}"
     );
     connect.name = "east".parse().unwrap();

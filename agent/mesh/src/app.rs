@@ -185,6 +185,8 @@ pub async fn serve(args: MeshArgs, shutdown: CancellationToken) -> Result<()> {
 
     tracing::info!(cluster = %own, listen = %args.listen, "isthmus-mesh {} runs", env!("CARGO_PKG_VERSION"));
     let result = tokio::select! {
+        // First: told to stop, parts end too.
+        biased;
         () = shutdown.cancelled() => Ok(()),
         ended = parts.first_end() => Err(ended),
         ended = last.first_end() => Err(ended),

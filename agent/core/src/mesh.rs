@@ -20,6 +20,7 @@ mod hub;
 mod intake;
 mod ledger;
 mod message;
+mod patience;
 mod position;
 mod publisher;
 mod refused;
@@ -46,6 +47,7 @@ pub use message::{
     BadRow, Beginning, Cluster, ConsumerHello, FromServer, HearsUs, Held, LinkState, PeerReport,
     PeerSilence, QuarantineReport, Ranges, RangesFrom, Role, Sequenced, ServerHello, VERSION,
 };
+pub use patience::Patience;
 pub use position::{Epoch, Position};
 pub use publisher::{Publisher, SavedPublisher};
 pub use refused::RefusalReport;

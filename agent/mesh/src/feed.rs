@@ -7,17 +7,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_core::mesh::{
-    Backoff, Cluster, Fault, Feed, FeedEvent, FeedSettings, FeedStatus, FromServer, SavedFeed,
-    Trouble,
+    Cluster, Fault, Feed, FeedEvent, FeedSettings, FeedStatus, FromServer, SavedFeed, Trouble,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{MeshEndpoint, TlsPaths};
 use crate::dial::{Failure, Stream, connect};
-use crate::seldom::Seldom;
+use crate::redial::{Redial, beats};
 use crate::statefile::{self, Loaded, Saver, SetAside};
 use crate::tls::{Certificate, Tls};
 
@@ -30,8 +29,8 @@ const SAVE_AGE: Duration = Duration::from_secs(30);
 /// The status is made anew at least so often.
 const STATUS_AGE: Duration = Duration::from_secs(1);
 
-const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-const RETRY_REFUSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+/// The first wait before a connection is tried again.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// Of the state file.
 pub const KIND: &str = "peers";
@@ -130,7 +129,7 @@ pub fn spawn(config: FeedConfig, shutdown: CancellationToken) -> Running {
         statuses,
         saver,
         set_aside,
-        seldom: Seldom::default(),
+        redial: Redial::new(RETRY),
         shown: now,
         saved: now,
     };
@@ -197,7 +196,7 @@ struct Task {
     statuses: watch::Sender<Arc<MeshStatus>>,
     saver: Saver<SavedFeed>,
     set_aside: Option<StateFault>,
-    seldom: Seldom,
+    redial: Redial,
     shown: Instant,
     saved: Instant,
 }
@@ -216,43 +215,28 @@ impl Task {
 
     /// Connects, again and again.
     async fn live(&mut self) -> AgentGone {
-        let mut broken = Backoff::new(RETRY.0, RETRY.1);
-        let mut refused = Backoff::new(RETRY_REFUSED.0, RETRY_REFUSED.1);
         loop {
             self.feed.dial();
-            let mut greeted = None;
-            let failure = match self.attempt(&mut greeted).await {
+            let failure = match self.attempt().await {
                 Ok(failure) => failure,
                 Err(gone) => return gone,
             };
             let now = Instant::now();
-            if let Some(since) = greeted {
-                self.seldom.was_well(since, now);
-            }
-            if let Some(again) = self.seldom.due(&failure.words, now) {
+            let next = self.redial.fail(&failure, now);
+            if let Some(again) = next.say {
                 tracing::warn!(server = %self.config.server, error = failure.words, again, "the feed is not connected");
             }
             self.feed.close(failure.words, now);
             self.show(now);
-            if greeted.is_some() {
-                broken.reset();
-                refused.reset();
-            }
-            let wait = if failure.refused {
-                &mut refused
-            } else {
-                &mut broken
-            }
-            .next(rand::random());
             tokio::select! {
-                () = sleep(wait) => {}
+                () = sleep(next.wait) => {}
                 gone = deliver(&self.sender, &mut self.pending) => return gone,
             }
         }
     }
 
     /// One connection's life.
-    async fn attempt(&mut self, greeted: &mut Option<Instant>) -> Result<Failure, AgentGone> {
+    async fn attempt(&mut self) -> Result<Failure, AgentGone> {
         let (feed, config, tls) = (&mut self.feed, &self.config, self.tls.as_ref());
         let connected = async {
             let transport = connect(&config.server, tls, &config.cluster.name).await?;
@@ -276,9 +260,8 @@ impl Task {
                 said = stream.next(), if room => match said {
                     Ok(said) => {
                         if let FromServer::Hello(hello) = &said.message {
-                            *greeted = Some(Instant::now());
-                            beat = beats(hello.heartbeat.max(Duration::from_millis(10)));
-                            if self.seldom.due("connected", Instant::now()).is_some() {
+                            beat = beats(hello.heartbeat);
+                            if self.redial.greet(Instant::now()) {
                                 tracing::info!(server = %self.config.server, "the feed is connected");
                             }
                         }
@@ -366,10 +349,4 @@ async fn deliver(sender: &mpsc::Sender<FeedEvent>, pending: &mut VecDeque<FeedEv
             permit.send(event);
         }
     }
-}
-
-fn beats(every: Duration) -> Interval {
-    let mut beats = interval(every);
-    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    beats
 }

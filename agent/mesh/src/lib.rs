@@ -9,6 +9,7 @@ mod link;
 pub mod links;
 mod metrics;
 pub mod parts;
+mod redial;
 mod seldom;
 pub mod server;
 pub mod source;

@@ -4,15 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isthmus_core::mesh::{Backoff, Fault, FromServer, Terms};
+use isthmus_core::mesh::{Fault, FromServer, Patience, Terms};
 use isthmus_core::model::ClusterName;
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout_at};
+use tokio::time::{sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::MeshEndpoint;
 use crate::dial::{Failure, connect};
 use crate::hub::HubHandle;
-use crate::seldom::Seldom;
+use crate::redial::{Redial, beats};
 use crate::tls::Tls;
 
 /// What a link's file says.
@@ -36,48 +36,29 @@ impl LinkSpec {
     }
 }
 
-/// Waits between tries: short, so that a mended wire is found at once; a try against a silent peer takes two seconds by
-/// itself.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
-/// Waits after a refusal: somebody has to change something first.
-const RETRY_REFUSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
-/// Before the server's hello.
-const GREETING: Duration = Duration::from_secs(3);
+/// The first wait before a connection is tried again.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Connects, listens, and connects again, until `shutdown`.
 pub async fn run(link: Arc<LinkSpec>, hub: HubHandle, shutdown: CancellationToken) {
     let tls = Tls::new(link.tls.clone());
-    let (mut broken, mut refused) = (
-        Backoff::new(RETRY.0, RETRY.1),
-        Backoff::new(RETRY_REFUSED.0, RETRY_REFUSED.1),
-    );
-    let mut seldom = Seldom::default();
+    let mut redial = Redial::new(RETRY);
     for endpoint in link.endpoints.iter().cycle() {
-        let mut greeted = None;
-        let attempt = attempt(&link, endpoint, &tls, &hub, &mut seldom, &mut greeted);
+        let attempt = attempt(&link, endpoint, &tls, &hub, &mut redial);
         let Some(failure) = shutdown.run_until_cancelled(attempt).await else {
             return;
         };
-        let now = Instant::now();
-        if let Some(since) = greeted {
-            seldom.was_well(since, now);
-        }
-        if let Some(again) = seldom.due(&failure.words, now) {
+        let next = redial.fail(&failure, Instant::now());
+        if let Some(again) = next.say {
             tracing::warn!(peer = %link.name, endpoint = %endpoint, error = failure.words, again, "link is not connected");
         }
         hub.close(link.name.clone(), failure.words, failure.refused)
             .await;
-        if greeted.is_some() {
-            broken.reset();
-            refused.reset();
-        }
-        let backoff = if failure.refused {
-            &mut refused
-        } else {
-            &mut broken
-        };
-        let wait = backoff.next(rand::random());
-        if shutdown.run_until_cancelled(sleep(wait)).await.is_none() {
+        if shutdown
+            .run_until_cancelled(sleep(next.wait))
+            .await
+            .is_none()
+        {
             return;
         }
     }
@@ -89,8 +70,7 @@ async fn attempt(
     endpoint: &MeshEndpoint,
     tls: &Tls,
     hub: &HubHandle,
-    seldom: &mut Seldom,
-    greeted: &mut Option<Instant>,
+    redial: &mut Redial,
 ) -> Failure {
     hub.dial(link.name.clone(), endpoint.to_string()).await;
     let transport = match connect(endpoint, Some(tls), &link.name).await {
@@ -104,23 +84,23 @@ async fn attempt(
         Ok(stream) => stream,
         Err(failure) => return failure,
     };
-    let (mut patience, mut beat) = (GREETING, beats(Duration::from_secs(1)));
-    let mut heard = Instant::now();
+    let (mut patience, mut beat) = (Patience::new(Instant::now()), beats(Duration::from_secs(1)));
     loop {
         let said = tokio::select! {
             _ = beat.tick() => {
                 stream.beat();
                 continue;
             }
-            // The stream is asked before the clock: what has come is heard, even if we were stopped for a while.
-            said = timeout_at((heard + patience).into(), stream.next()) => said,
+            // The stream is asked before the clock.
+            said = timeout_at(patience.deadline().into(), stream.next()) => said,
         };
         let said = match said {
             Ok(Ok(said)) => said,
             Ok(Err(failure)) => return failure,
+            Err(_) if patience.judge(Instant::now()).is_ok() => continue,
             Err(_) => return Failure::silent(endpoint),
         };
-        heard = Instant::now();
+        patience.hear(Instant::now());
         let heartbeat = match &said.message {
             FromServer::Hello(hello) => Some(hello.heartbeat),
             _ => None,
@@ -131,20 +111,11 @@ async fn attempt(
             Err(fault) => return fault.into(),
         }
         if let Some(heartbeat) = heartbeat {
-            *greeted = Some(Instant::now());
-            if seldom
-                .due(&format!("{endpoint} is connected"), Instant::now())
-                .is_some()
-            {
+            if redial.greet(Instant::now()) {
                 tracing::info!(peer = %link.name, endpoint = %endpoint, "link is connected");
             }
-            (patience, beat) = (3 * heartbeat, beats(heartbeat));
+            patience.greet(heartbeat);
+            beat = beats(heartbeat);
         }
     }
-}
-
-fn beats(every: Duration) -> Interval {
-    let mut beats = interval(every);
-    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    beats
 }

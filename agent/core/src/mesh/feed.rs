@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::message::in_sequence;
 use super::{
-    Age, Beginning, Cluster, ConsumerHello, Fault, FromServer, Guard, PeerReport, PeerSilence,
-    Role, Rows, SavedSilence, Sequenced, ServerHello, Trouble, TroubleReport, VERSION,
+    Age, Beginning, Cluster, ConsumerHello, Fault, FromServer, Guard, Patience, PeerReport,
+    PeerSilence, Role, Rows, SavedSilence, Sequenced, ServerHello, Trouble, TroubleReport, VERSION,
 };
 use crate::model::{Batch, ClusterId, ClusterName};
 
@@ -98,24 +98,12 @@ pub struct Feed {
 #[derive(Debug)]
 struct Stream {
     expected: u64,
-    /// Of the server; `None` before its hello.
-    heartbeat: Option<Duration>,
-    heard: Instant,
+    patience: Patience,
     /// A list of this stream was resumed. Counted once a stream.
     resumed: bool,
     /// The newest heartbeat: a cluster's silence is told before its rows are.
     silences: (Vec<PeerSilence>, Instant),
 }
-
-impl Stream {
-    /// When it has been silent for too long.
-    fn deadline(&self) -> Instant {
-        self.heard + self.heartbeat.map_or(GREETING, |heartbeat| 3 * heartbeat)
-    }
-}
-
-/// Between the transport's standing and the hello.
-const GREETING: Duration = Duration::from_secs(3);
 
 impl Feed {
     /// What the state file held is said again: rows, stale or live as they were, but no complete list.
@@ -174,8 +162,7 @@ impl Feed {
     pub fn open(&mut self, now: Instant) -> ConsumerHello {
         self.stream = Some(Stream {
             expected: 1,
-            heartbeat: None,
-            heard: now,
+            patience: Patience::new(now),
             resumed: false,
             silences: (Vec::new(), now),
         });
@@ -210,7 +197,7 @@ impl Feed {
     pub fn next_deadline(&self) -> Option<Instant> {
         let stream = self.stream.as_ref()?;
         let releases = self.peers.values().filter_map(Peer::next_release);
-        releases.chain([stream.deadline()]).min()
+        releases.chain([stream.patience.deadline()]).min()
     }
 
     /// # Errors
@@ -220,16 +207,7 @@ impl Feed {
         let Some(stream) = &mut self.stream else {
             return Ok(events);
         };
-        let deadline = stream.deadline();
-        if now >= deadline {
-            let late = now.saturating_duration_since(deadline);
-            let patience = stream.heartbeat.unwrap_or(GREETING);
-            if late < patience {
-                return Err(Fault::Silent);
-            }
-            // We were stopped, not the server: its words may lie in our socket. It gets one more heartbeat.
-            stream.heard = now - (deadline - stream.heard) + patience;
-        }
+        stream.patience.judge(now)?;
         for peer in self.peers.values_mut() {
             peer.release(now, &mut events);
         }
@@ -243,14 +221,14 @@ impl Feed {
     pub fn receive(&mut self, said: Sequenced, now: Instant) -> Result<Vec<FeedEvent>, Fault> {
         let mut events = Vec::new();
         let stream = self.stream.as_mut().ok_or(Fault::Unlinked)?;
-        stream.heard = now;
+        stream.patience.hear(now);
         self.last_word = Some(Age::zero(now));
         if !in_sequence(&mut stream.expected, said.sequence).map_err(broke)? {
             return Ok(events);
         }
         match said.message {
             FromServer::Hello(hello) => self.greet(&hello, now)?,
-            _ if stream.heartbeat.is_none() => return Err(broke("did not begin with a hello")),
+            _ if !stream.patience.is_greeted() => return Err(broke("did not begin with a hello")),
             FromServer::Peers {
                 reports,
                 partial,
@@ -310,10 +288,10 @@ impl Feed {
             return Err(broke("asks for a heartbeat outside 10ms..60s"));
         }
         if let Some(stream) = &mut self.stream {
-            if stream.heartbeat.is_some() {
+            if stream.patience.is_greeted() {
                 return Err(broke("said hello twice"));
             }
-            stream.heartbeat = Some(hello.heartbeat);
+            stream.patience.greet(hello.heartbeat);
         }
         self.guard = hello.guard;
         (self.state, self.state_since) = (FeedState::Connected, Age::zero(now));

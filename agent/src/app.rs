@@ -84,8 +84,10 @@ async fn serve(
     let shutdown = CancellationToken::new();
     let readiness = Readiness::default();
     let cluster = args.cluster()?;
+    let node = args.node_name();
     let here = Here {
         cluster: cluster.id,
+        node: &node,
         programmed: args.services.into(),
     };
     let ring = datapath.events()?;
@@ -145,8 +147,9 @@ async fn serve(
 
     let view = Arc::new(View {
         cluster: cluster.name,
-        here,
-        node: args.node_name(),
+        cluster_id: cluster.id,
+        programmed: args.services.into(),
+        node,
         started,
         bpffs: args.bpffs_dir(),
         readiness: readiness.clone(),

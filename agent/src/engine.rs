@@ -17,7 +17,7 @@ use imbl::HashMap;
 use isthmus_abi::{
     BackendFailuresRow, BackendRow, EventKind, EventRow, ServiceHealthRow, backend_state,
 };
-use isthmus_core::desired::{self, Here};
+use isthmus_core::desired::{self, Here, Programmed};
 use isthmus_core::model::{Address, Batch, ClusterId, ObjectName, RowChange};
 use isthmus_core::reconcile::{Counts, Fault, GraceTicket, Reconciler};
 use isthmus_core::store::{Dirty, Owner, PeerState, Snapshot, Store};
@@ -109,7 +109,9 @@ pub struct Published {
 /// What the engine is made of.
 #[derive(Debug)]
 pub struct Engine {
-    here: Here,
+    cluster: ClusterId,
+    node: String,
+    programmed: Programmed,
     store: Store,
     reconciler: Reconciler,
     datapath: Arc<Mutex<Datapath>>,
@@ -181,7 +183,7 @@ impl Engine {
     /// # Errors
     /// If the kernel does not map what programs count into this process.
     pub fn new(
-        here: Here,
+        here: Here<'_>,
         reconciler: Reconciler,
         datapath: Arc<Mutex<Datapath>>,
         monitors: Arc<Monitors>,
@@ -200,7 +202,9 @@ impl Engine {
             hold: Some(hold),
         };
         let engine = Self {
-            here,
+            cluster: here.cluster,
+            node: here.node.to_owned(),
+            programmed: here.programmed,
             store: Store::new(),
             reconciler,
             datapath,
@@ -292,7 +296,12 @@ impl Engine {
             let before = self.seen.unwrap_or(first_seen);
             self.seen = Some(before.min(first_seen));
             self.ports.touch(dirty.services.keys());
-            for change in desired::changes(self.here, self.store.now(), &dirty) {
+            let here = Here {
+                cluster: self.cluster,
+                node: &self.node,
+                programmed: self.programmed,
+            };
+            for change in desired::changes(here, self.store.now(), &dirty) {
                 self.reconciler.apply(change);
             }
         }
@@ -465,7 +474,7 @@ impl Engine {
             .flat_map(|service| service.backends)
             .map(|backend| backend.key.cluster);
         let gone = held
-            .filter(|id| *id != self.here.cluster && !linked.contains(id))
+            .filter(|id| *id != self.cluster && !linked.contains(id))
             .map(Owner::Peer);
         dirty.released.extend(gone);
     }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use isthmus_core::desired::Here;
+use isthmus_core::desired::{Here, Programmed};
 use isthmus_core::model::{ClusterId, ClusterName};
 use isthmus_mesh::feed::MeshStatus;
 use isthmus_mesh::http::Readiness;
@@ -30,7 +30,8 @@ use crate::events::Monitors;
 #[derive(Debug)]
 pub struct View {
     pub cluster: ClusterName,
-    pub here: Here,
+    pub cluster_id: ClusterId,
+    pub programmed: Programmed,
     pub node: String,
     pub started: Instant,
     pub bpffs: PathBuf,
@@ -53,6 +54,14 @@ pub struct View {
 pub type MeshReceiver = watch::Receiver<Arc<MeshStatus>>;
 
 impl View {
+    fn here(&self) -> Here<'_> {
+        Here {
+            cluster: self.cluster_id,
+            node: &self.node,
+            programmed: self.programmed,
+        }
+    }
+
     pub(crate) fn published(&self) -> Arc<Published> {
         self.published.borrow().clone()
     }
@@ -61,11 +70,22 @@ impl View {
         pb::NodeInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cluster: self.cluster.to_string(),
-            cluster_id: self.here.cluster.get().into(),
+            cluster_id: self.cluster_id.get().into(),
             node: self.node.clone(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             abi_version: isthmus_abi::ABI_VERSION,
         }
+    }
+
+    /// The name of cluster `id`; a word with the number for a peer whose name nobody said.
+    pub(crate) fn cluster_name(&self, published: &Published, id: u16) -> String {
+        if id == self.cluster_id.get() {
+            return self.cluster.to_string();
+        }
+        let peer = ClusterId::try_from(id)
+            .ok()
+            .and_then(|id| published.rows.peer(id));
+        peer.map_or_else(|| format!("cluster-{id}"), |peer| peer.name.to_string())
     }
 
     fn with_datapath<T>(
@@ -96,22 +116,6 @@ impl NodeView for View {
     fn monitor(self: &Arc<Self>, asked: pb::MonitorRequest) -> ReceiverStream<pb::MonitorEvent> {
         self.monitor(asked)
     }
-}
-
-/// The name of cluster `id`; a word with the number for a peer whose name nobody said.
-pub(crate) fn cluster_name(
-    own: &ClusterName,
-    here: Here,
-    published: &Published,
-    id: u16,
-) -> String {
-    if id == here.cluster.get() {
-        return own.to_string();
-    }
-    let peer = ClusterId::try_from(id)
-        .ok()
-        .and_then(|id| published.rows.peer(id));
-    peer.map_or_else(|| format!("cluster-{id}"), |peer| peer.name.to_string())
 }
 
 fn seconds_since(then: Instant) -> f64 {

@@ -604,6 +604,15 @@ pub struct Frontend {
     /// Of the address's own family; local ones first, then by cluster and address.
     #[prost(message, repeated, tag = "12")]
     pub backends: ::prost::alloc::vec::Vec<ServiceBackend>,
+    /// Seconds that a client keeps its backend after its last connect (`sessionAffinity: ClientIP`); 0 if it keeps none.
+    #[prost(uint32, tag = "13")]
+    pub affinity_seconds: u32,
+    /// Failures eject none of its backends (`mesh.isthmus.dev/passive-health: "off"`).
+    #[prost(bool, tag = "14")]
+    pub no_passive_health: bool,
+    /// Connections stay on their node (`internalTrafficPolicy: Local`).
+    #[prost(bool, tag = "15")]
+    pub node_only: bool,
 }
 /// A backend behind a frontend, used or not.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1027,6 +1036,8 @@ pub enum BackendState {
     NotReady = 3,
     /// Of a peer that fell silent: used when nothing else is left.
     Stale = 4,
+    /// Of another node, and the service keeps connections on their node (`internalTrafficPolicy: Local`): not used.
+    Elsewhere = 5,
 }
 impl BackendState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1040,6 +1051,7 @@ impl BackendState {
             Self::Terminating => "BACKEND_STATE_TERMINATING",
             Self::NotReady => "BACKEND_STATE_NOT_READY",
             Self::Stale => "BACKEND_STATE_STALE",
+            Self::Elsewhere => "BACKEND_STATE_ELSEWHERE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1050,6 +1062,7 @@ impl BackendState {
             "BACKEND_STATE_TERMINATING" => Some(Self::Terminating),
             "BACKEND_STATE_NOT_READY" => Some(Self::NotReady),
             "BACKEND_STATE_STALE" => Some(Self::Stale),
+            "BACKEND_STATE_ELSEWHERE" => Some(Self::Elsewhere),
             _ => None,
         }
     }

@@ -8,8 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::model::{
-    Address, Affinity, ClusterId, Condition, EndpointRow, ObjectName, Protocol, ServiceRow,
-    ServiceRules,
+    Address, Affinity, ClusterId, EndpointRow, ObjectName, Protocol, ServiceRow, ServiceRules,
 };
 use crate::store::{Dirty, Owner, ServiceGroup, Snapshot, Touched};
 
@@ -32,8 +31,10 @@ pub enum Programmed {
 
 /// What derivation needs to know of this node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Here {
+pub struct Here<'n> {
     pub cluster: ClusterId,
+    /// This node's name, as endpoints say it.
+    pub node: &'n str,
     pub programmed: Programmed,
 }
 
@@ -144,7 +145,7 @@ pub enum Change {
 /// Derives what is dirty again, one service at a time, so that a backlog needs no memory of its own. Releases come last:
 /// what an owner's complete list names is known by then.
 pub fn changes<'a>(
-    here: Here,
+    here: Here<'a>,
     rows: &'a Snapshot,
     dirty: &'a Dirty,
 ) -> impl Iterator<Item = Change> + use<'a> {
@@ -173,7 +174,7 @@ pub fn changes<'a>(
 
 /// Derives a Service from all that is said of it, in O(n log n).
 #[must_use]
-pub fn service(here: Here, group: ServiceGroup<'_>) -> DesiredService {
+pub fn service(here: Here<'_>, group: ServiceGroup<'_>) -> DesiredService {
     let Some(row) = programmed(here, group) else {
         return DesiredService::default();
     };
@@ -197,7 +198,7 @@ pub fn service(here: Here, group: ServiceGroup<'_>) -> DesiredService {
                     key,
                     frontends: vec![frontend],
                     affinity: row.affinity,
-                    global: row.global,
+                    global: row.global && !row.rules.node_only,
                     rules: row.rules,
                     backends: vec![],
                 }),
@@ -207,7 +208,7 @@ pub fn service(here: Here, group: ServiceGroup<'_>) -> DesiredService {
     ports.sort_by(|a, b| a.key.cmp(&b.key));
     let mut lender = Lender::new(here, group, row);
     for (owner, endpoint) in group.endpoints() {
-        let Some((cluster, rank)) = lender.rank(owner, endpoint.condition) else {
+        let Some((cluster, rank)) = lender.rank(owner, endpoint) else {
             continue;
         };
         for port in &mut ports {
@@ -237,7 +238,7 @@ pub fn service(here: Here, group: ServiceGroup<'_>) -> DesiredService {
 /// Derives what one endpoint gives, in O(log n). Agrees with [`service`] as long as nothing but endpoints changed.
 #[must_use]
 pub fn endpoint(
-    here: Here,
+    here: Here<'_>,
     group: ServiceGroup<'_>,
     owner: Owner,
     address: Address,
@@ -245,7 +246,7 @@ pub fn endpoint(
     let cluster = cluster_of(here, owner);
     let mut backends = Vec::new();
     if let (Some(row), Some(endpoint)) = (programmed(here, group), group.endpoint(owner, address))
-        && let Some((_, rank)) = Lender::new(here, group, row).rank(owner, endpoint.condition)
+        && let Some((_, rank)) = Lender::new(here, group, row).rank(owner, endpoint)
         && let family = Family::of(address)
         && row
             .addresses
@@ -271,12 +272,12 @@ pub fn endpoint(
 }
 
 /// This cluster's own row, if the node programs the service at all.
-fn programmed<'a>(here: Here, group: ServiceGroup<'a>) -> Option<&'a Arc<ServiceRow>> {
+fn programmed<'a>(here: Here<'_>, group: ServiceGroup<'a>) -> Option<&'a Arc<ServiceRow>> {
     let row = group.service(Owner::Local)?;
     (here.programmed == Programmed::All || row.global).then_some(row)
 }
 
-fn cluster_of(here: Here, owner: Owner) -> ClusterId {
+fn cluster_of(here: Here<'_>, owner: Owner) -> ClusterId {
     match owner {
         Owner::Local => here.cluster,
         Owner::Peer(id) => id,
@@ -294,7 +295,7 @@ fn meeting<'a>(endpoint: &'a EndpointRow, key: &'a PortKey) -> impl Iterator<Ite
 
 /// Who lends endpoints to this service, and into which tier. Remembers the last owner: endpoints come by owner.
 struct Lender<'a> {
-    here: Here,
+    here: Here<'a>,
     group: ServiceGroup<'a>,
     row: &'a ServiceRow,
     last: Option<(Owner, Option<Loan>)>,
@@ -308,7 +309,7 @@ struct Loan {
 }
 
 impl<'a> Lender<'a> {
-    fn new(here: Here, group: ServiceGroup<'a>, row: &'a ServiceRow) -> Self {
+    fn new(here: Here<'a>, group: ServiceGroup<'a>, row: &'a ServiceRow) -> Self {
         Self {
             here,
             group,
@@ -317,19 +318,33 @@ impl<'a> Lender<'a> {
         }
     }
 
-    fn rank(&mut self, owner: Owner, condition: Condition) -> Option<(ClusterId, Rank)> {
-        let loan = match self.last {
+    /// None for an endpoint that no connection goes to.
+    fn rank(&mut self, owner: Owner, endpoint: &EndpointRow) -> Option<(ClusterId, Rank)> {
+        let loan = self.lends(owner)?;
+        if self.keeps_away(owner, endpoint) {
+            return None;
+        }
+        let (affinity, local, stale) = (self.row.affinity, loan.local, loan.stale);
+        let rank = Rank::of(affinity, local, stale, endpoint.condition)?;
+        Some((loan.cluster, rank))
+    }
+
+    /// With `internalTrafficPolicy: Local` connections stay on their node. Where it has no backend they are refused
+    /// (KEP-2086).
+    fn keeps_away(&self, owner: Owner, endpoint: &EndpointRow) -> bool {
+        self.row.rules.node_only && !(owner == Owner::Local && *endpoint.node == *self.here.node)
+    }
+
+    /// None if nothing of this owner is used.
+    fn lends(&mut self, owner: Owner) -> Option<Loan> {
+        match self.last {
             Some((last, loan)) if last == owner => loan,
             _ => {
                 let loan = self.loan(owner);
                 self.last = Some((owner, loan));
                 loan
             }
-        }?;
-        Some((
-            loan.cluster,
-            Rank::of(self.row.affinity, loan.local, loan.stale, condition)?,
-        ))
+        }
     }
 
     /// Remote backends are used if and only if the service is global on both sides and the other shares it (Cilium

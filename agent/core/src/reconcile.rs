@@ -22,7 +22,7 @@
 //! # let cluster = ClusterId::try_from(1)?;
 //! # let batch = Batch::default();
 //! let mut store = Store::new();
-//! let here = Here { cluster, programmed: Programmed::All };
+//! let here = Here { cluster, node: "node-1", programmed: Programmed::All };
 //! // A grace period has passed since the last writer ended.
 //! let (mut reconciler, _adopted) = Reconciler::adopt(memory.tables(), cluster)?;
 //! // A source speaks:

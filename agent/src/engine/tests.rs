@@ -1,6 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
-use isthmus_core::desired::{Programmed, Rank};
+use isthmus_core::desired::Rank;
 use isthmus_core::model::{
     Affinity, Condition, EndpointPort, EndpointRow, PortRow, Protocol, ServiceRow, ServiceRules,
 };
@@ -10,7 +10,7 @@ use super::ports::{Moved, Ports};
 use super::*;
 
 struct World {
-    here: Here,
+    here: Here<'static>,
     store: Store,
     reconciler: Reconciler,
     ports: Ports,
@@ -71,6 +71,7 @@ impl World {
         Self {
             here: Here {
                 cluster: id(1),
+                node: "",
                 programmed: Programmed::All,
             },
             store: Store::new(),

@@ -9,8 +9,8 @@ use isthmus_abi::{
 use isthmus_core::model::Address;
 use isthmus_proto::node::v1 as pb;
 
+use super::View;
 use super::lb::each_backend;
-use super::{View, cluster_name};
 use crate::datapath::{Datapath, DatapathError, MappedArray, clock};
 use crate::engine::{Heard, Published};
 
@@ -179,7 +179,7 @@ impl View {
                     service: port.map_or_else(String::new, |port| port.service.to_string()),
                     address: Address::from_words(backend.address).to_string(),
                     port: backend.net_port().to_host().into(),
-                    cluster: cluster_name(&self.cluster, self.here, published, backend.cluster),
+                    cluster: self.cluster_name(published, backend.cluster),
                     health: Some(backend_health(&row, rows.now(), heard)),
                 });
             }

@@ -10,7 +10,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{View, cluster_name};
+use super::View;
 use crate::events::{Happening, Health, ServicePort, What};
 
 /// Events that wait for the connection; behind them is the backlog of [`crate::events::Monitors`].
@@ -102,7 +102,7 @@ impl View {
             event.address = backend.address.to_string();
             event.port = backend.port.into();
             let id = backend.cluster.get();
-            event.cluster = cluster_name(&self.cluster, self.here, &published, id);
+            event.cluster = self.cluster_name(&published, id);
             event.cluster_id = Some(id.into());
         }
         event

@@ -9,7 +9,7 @@ use isthmus_proto::node::v1 as pb;
 
 use super::health::{HealthRows, backend_health};
 use super::lb::{Backend, Backends, ServiceIndices, backends_by_name, service_indices};
-use super::{View, cluster_name, seconds_since};
+use super::{View, seconds_since};
 use crate::api::ViewError;
 use crate::engine::Published;
 
@@ -41,7 +41,7 @@ impl View {
         let names: Vec<&ObjectName> = published.rows.names().collect();
         let frontends = names
             .into_iter()
-            .filter_map(|name| desired::view(self.here, published.rows.group(name)))
+            .filter_map(|name| desired::view(self.here(), published.rows.group(name)))
             .flat_map(|service| self.frontends(&published, &kernel, &service))
             .collect();
         Ok(pb::ListServicesResponse {
@@ -110,6 +110,9 @@ impl View {
             affinity: service.affinity.to_string(),
             global: service.global,
             shared: service.shared,
+            affinity_seconds: service.rules.affinity_seconds,
+            no_passive_health: service.rules.no_passive_health,
+            node_only: service.rules.node_only,
             service_index: index,
             problem,
             backends: backends
@@ -127,7 +130,7 @@ impl View {
         index: Option<u32>,
         backend: &BackendView,
     ) -> pb::ServiceBackend {
-        let local = backend.cluster == self.here.cluster;
+        let local = backend.cluster == self.cluster_id;
         let owner = if local {
             Owner::Local
         } else {
@@ -147,6 +150,7 @@ impl View {
         });
         let state = match backend.condition {
             Condition::NotReady => pb::BackendState::NotReady,
+            _ if backend.elsewhere => pb::BackendState::Elsewhere,
             _ if stale => pb::BackendState::Stale,
             Condition::Ready => pb::BackendState::Active,
             Condition::ServingTerminating => pb::BackendState::Terminating,
@@ -154,7 +158,7 @@ impl View {
         pb::ServiceBackend {
             address: backend.address.to_string(),
             port: backend.port.into(),
-            cluster: cluster_name(&self.cluster, self.here, published, backend.cluster.get()),
+            cluster: self.cluster_name(published, backend.cluster.get()),
             cluster_id: backend.cluster.get().into(),
             local,
             node: backend.node.to_string(),

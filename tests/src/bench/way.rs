@@ -55,7 +55,7 @@ const CHURN_RATIO: f64 = 1.1;
 
 /// Store, derivation and reconciler on maps of their own.
 struct Way {
-    here: Here,
+    here: Here<'static>,
     store: Store,
     reconciler: Reconciler,
     /// Keeps the maps.
@@ -81,6 +81,7 @@ impl Way {
         Ok(Self {
             here: Here {
                 cluster,
+                node: "",
                 programmed: Programmed::All,
             },
             store: Store::new(),

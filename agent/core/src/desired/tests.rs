@@ -5,7 +5,7 @@ mod incremental;
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::model::{Batch, EndpointKey, EndpointPort, PortRow, RowChange};
+use crate::model::{Batch, Condition, EndpointKey, EndpointPort, PortRow, RowChange};
 use crate::store::{PeerState, Store};
 
 const WEST: u16 = 2;
@@ -18,9 +18,10 @@ fn west() -> Owner {
     Owner::Peer(cluster(WEST))
 }
 
-fn here() -> Here {
+fn here() -> Here<'static> {
     Here {
         cluster: cluster(1),
+        node: "n1",
         programmed: Programmed::All,
     }
 }
@@ -272,6 +273,66 @@ fn each_port_and_family_has_its_own_backends() {
         wanted.map(|(frontend, backends)| (frontend.to_owned(), backends.to_owned()))
     );
     assert_eq!(desired.addresses.len(), 2);
+}
+
+#[test]
+fn internal_traffic_policy_local_keeps_connections_on_their_node() {
+    let node_only = |node_only| {
+        let rules = ServiceRules {
+            node_only,
+            ..ServiceRules::default()
+        };
+        service_change(ServiceRow {
+            rules,
+            ..row(true, true, Affinity::None)
+        })
+    };
+    let on = |node: &str, address: &str| {
+        RowChange::Endpoint(
+            EndpointRow {
+                node: node.into(),
+                ..endpoint_row(address, Condition::Ready)
+            }
+            .into(),
+        )
+    };
+    let mut store = Store::new();
+    let local = vec![
+        node_only(true),
+        on("n1", "10.1.0.1"),
+        on("n2", "10.1.0.2"),
+        on("", "10.1.0.3"),
+    ];
+    say(&mut store, Owner::Local, local);
+    // A node of the same name in another cluster is another node.
+    let remote = vec![
+        service_change(row(true, true, Affinity::None)),
+        on("n1", "10.2.0.1"),
+    ];
+    say(&mut store, west(), remote);
+    assert_eq!(tiers(&store), [["10.1.0.1"]]);
+
+    let group_name = name();
+    let group = store.now().group(&group_name);
+    let shown = view(here(), group).unwrap();
+    let backends = &shown.frontends[0].backends;
+    let elsewhere: Vec<_> = backends
+        .iter()
+        .filter(|backend| backend.elsewhere)
+        .map(|backend| (backend.address.to_string(), backend.rank))
+        .collect();
+    let others = ["10.1.0.2", "10.1.0.3", "10.2.0.1"];
+    assert_eq!(elsewhere, others.map(|address| (address.to_owned(), None)));
+
+    let dirty = say(
+        &mut store,
+        Owner::Local,
+        vec![endpoint_change("10.1.0.1", Condition::NotReady)],
+    );
+    assert_eq!(changes(here(), store.now(), &dirty).count(), 1);
+    assert!(tiers(&store).is_empty(), "refused, as kube-proxy drops");
+    say(&mut store, Owner::Local, vec![node_only(false)]);
+    assert_eq!(tiers(&store), [["10.1.0.2", "10.1.0.3", "10.2.0.1"]]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Family, Frontend, Here, Lender, PortKey, Rank, cluster_of, meeting, programmed};
-use crate::model::{Address, Affinity, ClusterId, Condition, ObjectName};
+use crate::model::{Address, Affinity, ClusterId, Condition, ObjectName, ServiceRules};
 use crate::store::{Owner, ServiceGroup};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -12,6 +12,7 @@ pub struct ServiceView {
     pub global: bool,
     pub shared: bool,
     pub affinity: Affinity,
+    pub rules: ServiceRules,
     /// Is it in the maps, or left to others (`--services=global`)?
     pub programmed: bool,
     /// Empty for a headless service.
@@ -38,6 +39,8 @@ pub struct BackendView {
     pub condition: Condition,
     /// Why it is not ready; empty if it is.
     pub reason: Arc<str>,
+    /// Of another node, and the service keeps connections on theirs.
+    pub elsewhere: bool,
     /// None if it is in no tier.
     pub rank: Option<Rank>,
     /// In the first tier: where new connections go.
@@ -54,7 +57,7 @@ impl BackendView {
 
 /// None if this cluster has no such Service.
 #[must_use]
-pub fn view(here: Here, group: ServiceGroup<'_>) -> Option<ServiceView> {
+pub fn view(here: Here<'_>, group: ServiceGroup<'_>) -> Option<ServiceView> {
     let row = group.service(Owner::Local)?;
     let frontends = row
         .ports
@@ -74,11 +77,11 @@ pub fn view(here: Here, group: ServiceGroup<'_>) -> Option<ServiceView> {
         let mut lender = Lender::new(here, group, row);
         let mut backends = Vec::new();
         for (owner, endpoint) in group.endpoints() {
-            // Asked as if it were ready: is it lent at all?
-            if lender.rank(owner, Condition::Ready).is_none() {
+            if lender.lends(owner).is_none() {
                 continue;
             }
-            let rank = lender.rank(owner, endpoint.condition).map(|(_, rank)| rank);
+            let rank = lender.rank(owner, endpoint).map(|(_, rank)| rank);
+            let elsewhere = lender.keeps_away(owner, endpoint);
             backends.extend(meeting(endpoint, &key).map(|port| BackendView {
                 address: endpoint.address,
                 port,
@@ -88,6 +91,7 @@ pub fn view(here: Here, group: ServiceGroup<'_>) -> Option<ServiceView> {
                 zone: endpoint.zone.clone(),
                 condition: endpoint.condition,
                 reason: endpoint.reason.clone(),
+                elsewhere,
                 rank,
                 preferred: false,
             }));
@@ -107,6 +111,7 @@ pub fn view(here: Here, group: ServiceGroup<'_>) -> Option<ServiceView> {
         global: row.global,
         shared: row.shared,
         affinity: row.affinity,
+        rules: row.rules,
         programmed: programmed(here, group).is_some(),
         frontends: frontends.collect(),
     })

@@ -15,6 +15,8 @@ pub(super) struct Mesh {
 
 const GLOBAL: [&str; 2] = ["service.cilium.io/global", "io.cilium/global-service"];
 const SHARED: [&str; 2] = ["service.cilium.io/shared", "io.cilium/shared-service"];
+/// Ours, and without an older name.
+const PASSIVE_HEALTH: &str = "mesh.isthmus.dev/passive-health";
 const AFFINITY: [&str; 2] = ["service.cilium.io/affinity", "io.cilium/service-affinity"];
 /// Of a Namespace.
 pub(super) const NAMESPACE_GLOBAL: &str = "clustermesh.cilium.io/global";
@@ -34,7 +36,7 @@ const OF_SERVICE: &NotHandled = &[
     ),
     (
         "service.alpha.kubernetes.io/tolerate-unready-endpoints",
-        "endpoints that are not ready are not used by this version",
+        "this annotation is of old; write spec.publishNotReadyAddresses: true",
     ),
 ];
 
@@ -51,7 +53,7 @@ pub(super) fn read(service: &At<'_>, context: &mut Context<'_>) -> Result<Mesh, 
     let Some(annotations) = metadata.get("annotations")? else {
         return Ok(Mesh::default());
     };
-    let ours = [GLOBAL, SHARED, AFFINITY].concat();
+    let ours = [&GLOBAL[..], &SHARED, &AFFINITY, &[PASSIVE_HEALTH]].concat();
     list_unhandled(&annotations, &ours, OF_SERVICE, context)?;
 
     let global = one_of(&annotations, GLOBAL, truth, context)?;
@@ -77,6 +79,29 @@ pub(super) fn read(service: &At<'_>, context: &mut Context<'_>) -> Result<Mesh, 
         }
     }
     Ok(Mesh::default())
+}
+
+/// Whether failures are to eject none of a Service's backends.
+pub(super) fn passive_health_off(
+    service: &At<'_>,
+    context: &mut Context<'_>,
+) -> Result<bool, Fault> {
+    let metadata = service.required("metadata")?;
+    let Some(annotations) = metadata.get("annotations")? else {
+        return Ok(false);
+    };
+    let Some(at) = annotations.get(PASSIVE_HEALTH)? else {
+        return Ok(false);
+    };
+    Ok(match at.text()? {
+        "on" => false,
+        "off" => true,
+        other => {
+            let words = format!("{} is neither on nor off; taken as on", quoted(other));
+            context.not_handled(&at, words);
+            false
+        }
+    })
 }
 
 /// Whether Services of a Namespace may be global. They may unless it says no (Cilium's

@@ -171,6 +171,15 @@ impl<'a> At<'a> {
         .ok_or_else(|| self.fault(self.expected("1..65535")))
     }
 
+    /// A whole number of `range`.
+    pub(super) fn number(&self, range: std::ops::RangeInclusive<u32>) -> Result<u32, Fault> {
+        match self.node.value {
+            Value::Integer(number) => u32::try_from(number).ok().filter(|n| range.contains(n)),
+            _ => None,
+        }
+        .ok_or_else(|| self.fault(self.expected(&format!("{}..{}", range.start(), range.end()))))
+    }
+
     pub(super) fn is_integer(&self) -> bool {
         matches!(self.node.value, Value::Integer(_))
     }

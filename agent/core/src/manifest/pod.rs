@@ -127,7 +127,11 @@ impl Pod {
         if addresses.peek().is_none() {
             return Vec::new();
         }
-        let (mut condition, mut reason) = self.condition();
+        let (mut condition, mut reason) = if service.publish_not_ready {
+            (Condition::Ready, "")
+        } else {
+            self.condition()
+        };
         let mut ports = Vec::with_capacity(service.ports.len());
         let mut missing = None;
         for port in &service.ports {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{Address, ObjectName, PORTS_MAX, PortRow, Protocol};
+use crate::model::{Address, ObjectName, PORTS_MAX, PortRow, Protocol, ServiceRules};
 
 use super::address::Families;
 use super::annotation::{self, Mesh};
@@ -24,6 +24,9 @@ pub(super) struct Service {
     pub(super) ports: Vec<ServicePort>,
     /// As its own annotations say; its Namespace may say otherwise.
     pub(super) mesh: Mesh,
+    pub(super) rules: ServiceRules,
+    /// Its pods are endpoints whether they are ready or not.
+    pub(super) publish_not_ready: bool,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -77,6 +80,15 @@ impl Service {
         let families = families(&spec, &given, headless, context)?;
         let ports = ports(&spec, headless, context)?;
         let mesh = annotation::read(at, context)?;
+        let rules = ServiceRules {
+            affinity_seconds: affinity_seconds(&spec)?,
+            no_passive_health: annotation::passive_health_off(at, context)?,
+            node_only: one_of(&spec, "internalTrafficPolicy", ["Cluster", "Local"])?,
+        };
+        let publish_not_ready = match spec.get("publishNotReadyAddresses")? {
+            Some(at) => at.boolean()?,
+            None => false,
+        };
         let mut derived = Vec::new();
         for v4 in [true, false] {
             let wanted = if v4 { families.v4 } else { families.v6 };
@@ -104,6 +116,8 @@ impl Service {
             selector,
             ports,
             mesh,
+            rules,
+            publish_not_ready,
         }))
     }
 
@@ -112,6 +126,7 @@ impl Service {
         self.families == other.families
             && self.selector == other.selector
             && self.ports == other.ports
+            && self.publish_not_ready == other.publish_not_ready
     }
 
     pub(super) fn selects(&self, labels: &Labels) -> bool {
@@ -126,16 +141,6 @@ impl Service {
 /// Fields that this version does nothing with, where they ask for something.
 fn not_handled(spec: &At<'_>, context: &mut Context<'_>) -> Result<(), Fault> {
     let asks = [
-        (
-            "sessionAffinity",
-            "None",
-            "session affinity is not done by this version; each connection is drawn anew",
-        ),
-        (
-            "internalTrafficPolicy",
-            "Cluster",
-            "node-local traffic is not done by this version; all nodes' endpoints are used",
-        ),
         (
             "externalTrafficPolicy",
             "Cluster",
@@ -154,14 +159,6 @@ fn not_handled(spec: &At<'_>, context: &mut Context<'_>) -> Result<(), Fault> {
             context.not_handled(&at, reason);
         }
     }
-    if let Some(at) = spec.get("publishNotReadyAddresses")?
-        && at.boolean()?
-    {
-        context.not_handled(
-            &at,
-            "endpoints that are not ready are not used by this version",
-        );
-    }
     if let Some(at) = spec.get("externalIPs")?
         && at.list()?.len() > 0
     {
@@ -171,6 +168,40 @@ fn not_handled(spec: &At<'_>, context: &mut Context<'_>) -> Result<(), Fault> {
         );
     }
     Ok(())
+}
+
+/// `timeoutSeconds` of a Service that does not say it.
+const AFFINITY_SECONDS: u32 = 10_800;
+/// The most that an API server takes.
+const AFFINITY_SECONDS_MAX: u32 = 86_400;
+
+/// For how long a client keeps its backend; 0 is not at all.
+fn affinity_seconds(spec: &At<'_>) -> Result<u32, Fault> {
+    let wanted = one_of(spec, "sessionAffinity", ["None", "ClientIP"])?;
+    let Some(config) = spec.get("sessionAffinityConfig")? else {
+        return Ok(if wanted { AFFINITY_SECONDS } else { 0 });
+    };
+    // What is wrong is said, whether it is used or not.
+    let mut seconds = AFFINITY_SECONDS;
+    if let Some(client) = config.get("clientIP")?
+        && let Some(at) = client.get("timeoutSeconds")?
+    {
+        seconds = at.number(1..=AFFINITY_SECONDS_MAX)?;
+    }
+    Ok(if wanted { seconds } else { 0 })
+}
+
+/// Whether a field says the second of two words; the first is what it means where it is not there.
+fn one_of(spec: &At<'_>, field: &str, words: [&str; 2]) -> Result<bool, Fault> {
+    let Some(at) = spec.get(field)? else {
+        return Ok(false);
+    };
+    let text = at.text()?;
+    if !words.contains(&text) {
+        let message = format!("{} is not {} or {}", quoted(text), words[0], words[1]);
+        return Err(at.fault(message));
+    }
+    Ok(text == words[1])
 }
 
 /// Whether it is headless, and its addresses, if it says so.

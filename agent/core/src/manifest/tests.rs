@@ -5,6 +5,7 @@ mod annotations;
 mod endpoints;
 mod files;
 mod properties;
+mod rules;
 mod services;
 
 use std::collections::BTreeMap;

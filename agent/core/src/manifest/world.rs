@@ -7,9 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::model::{
-    Address, EndpointKey, EndpointRow, ObjectName, RowChange, ServiceRow, ServiceRules,
-};
+use crate::model::{Address, EndpointKey, EndpointRow, ObjectName, RowChange, ServiceRow};
 
 use super::address::{Addresses, Claim};
 use super::endpoint::Endpoint;
@@ -478,6 +476,6 @@ fn row(service: &Service, addresses: &Addresses, namespaces: &Namespaces) -> Ser
         global: mesh.global,
         shared: mesh.shared,
         affinity: mesh.affinity,
-        rules: ServiceRules::default(),
+        rules: service.rules,
     }
 }

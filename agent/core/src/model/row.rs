@@ -124,6 +124,8 @@ pub struct ServiceRules {
     pub affinity_seconds: u32,
     /// Failures are counted, and eject nobody (`mesh.isthmus.dev/passive-health: "off"`).
     pub no_passive_health: bool,
+    /// Only backends of the client's own node (`internalTrafficPolicy: Local`).
+    pub node_only: bool,
 }
 
 /// Can this endpoint take connections? (KEP-1669's conditions, folded.)

@@ -20,6 +20,8 @@ impl Limits {
             rules: ServiceRules {
                 affinity_seconds: row.affinity_seconds,
                 no_passive_health: row.flags & service_flags::NO_PASSIVE_HEALTH != 0,
+                // Which backends there are is not the limits' affair.
+                node_only: false,
             },
             written: Some(row),
         }
@@ -50,12 +52,13 @@ impl Reconciler {
             return Ok(());
         };
         let before = service.limits.written;
-        if before.is_some_and(|row| Limits::found(row).rules == service.limits.rules) {
-            return Ok(());
-        }
         let Some(mut row) = self.limits_row(sid, 0) else {
             return Ok(());
         };
+        let rules = |row: ServiceLimitsRow| (row.affinity_seconds, row.flags);
+        if before.is_some_and(|before| rules(before) == rules(row)) {
+            return Ok(());
+        }
         // More may have been ejected than we know of.
         row.allowed_total = before.map_or(row.allowed_total, |before| before.allowed_total);
         self.put_limits(index, row)?;

@@ -43,11 +43,24 @@ pub struct Frontend {
     pub global: bool,
     /// Lends its backends to other clusters.
     pub shared: bool,
+    pub rules: Rules,
     /// Its ring's index in the kernel; null if the datapath does not serve it.
     pub service_index: Option<u32>,
     /// Why the datapath does not serve it, or not as wanted.
     pub problem: Option<String>,
     pub backends: Vec<Backend>,
+}
+
+/// What a Service asks beside its backends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rules {
+    /// A client keeps its backend for so long after its last connect; null if each connection is drawn anew.
+    pub session_affinity_seconds: Option<u32>,
+    /// Failures eject backends.
+    pub passive_health: bool,
+    /// Connections stay on the client's node.
+    pub node_only: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
@@ -92,6 +105,8 @@ pub enum BackendState {
     NotReady,
     /// Of a peer that fell silent.
     Stale,
+    /// Of another node, and the service keeps connections on theirs.
+    Elsewhere,
     /// This agentctl does not know what the agent said.
     Unknown,
 }
@@ -140,6 +155,12 @@ impl From<proto::Frontend> for Frontend {
             affinity: frontend.affinity,
             global: frontend.global,
             shared: frontend.shared,
+            rules: Rules {
+                session_affinity_seconds: (frontend.affinity_seconds > 0)
+                    .then_some(frontend.affinity_seconds),
+                passive_health: !frontend.no_passive_health,
+                node_only: frontend.node_only,
+            },
             service_index: frontend.service_index,
             problem: known(frontend.problem),
             backends: backends
@@ -156,6 +177,7 @@ impl Backend {
             proto::BackendState::Terminating => BackendState::Terminating,
             proto::BackendState::NotReady => BackendState::NotReady,
             proto::BackendState::Stale => BackendState::Stale,
+            proto::BackendState::Elsewhere => BackendState::Elsewhere,
             proto::BackendState::Unspecified => BackendState::Unknown,
         };
         let state_seconds = Seconds::known(backend.state_seconds);

@@ -127,19 +127,25 @@ fn any_change() -> impl Strategy<Value = RowChange> {
     let like = row(true, true, Affinity::None);
     let service = (
         named(),
-        [weighted(0.8), weighted(0.8)],
+        [weighted(0.8), weighted(0.8), weighted(0.2)],
         affinity,
         subsequence(like.addresses, 0..=2),
         subsequence(like.ports, 0..=2),
     );
-    let service = service.prop_map(|(name, [global, shared], affinity, addresses, ports)| {
-        service_change(ServiceRow {
-            name,
-            addresses,
-            ports,
-            ..row(global, global && shared, affinity)
-        })
-    });
+    let service = service.prop_map(
+        |(name, [global, shared, node_only], affinity, addresses, ports)| {
+            service_change(ServiceRow {
+                name,
+                addresses,
+                ports,
+                rules: ServiceRules {
+                    node_only,
+                    ..ServiceRules::default()
+                },
+                ..row(global, global && shared, affinity)
+            })
+        },
+    );
     // Two numbers for one name: a backend each.
     let mut ports = endpoint_row("10.1.0.1", Condition::Ready).ports;
     ports.extend([80, 81].map(|port| EndpointPort {
@@ -148,12 +154,20 @@ fn any_change() -> impl Strategy<Value = RowChange> {
         port,
     }));
     ports.sort();
-    let endpoint = (named(), address(), condition, subsequence(ports, 0..=4));
-    let endpoint = endpoint.prop_map(|(service, address, condition, ports)| {
+    let node = select(&["n1", "n2"][..]);
+    let endpoint = (
+        named(),
+        address(),
+        condition,
+        subsequence(ports, 0..=4),
+        node,
+    );
+    let endpoint = endpoint.prop_map(|(service, address, condition, ports, node)| {
         RowChange::Endpoint(
             EndpointRow {
                 service,
                 ports,
+                node: node.into(),
                 ..endpoint_row(&address, condition)
             }
             .into(),

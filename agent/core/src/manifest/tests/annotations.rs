@@ -96,6 +96,16 @@ fn annotations_mean_what_they_mean_to_cilium() {
         (
             &[("mesh.isthmus.dev/passive-health", "off")],
             (false, false, None),
+            0,
+        ),
+        (
+            &[("mesh.isthmus.dev/passive-health", "disabled")],
+            (false, false, None),
+            1,
+        ),
+        (
+            &[("mesh.isthmus.dev/active-health", "on")],
+            (false, false, None),
             1,
         ),
         (

@@ -58,6 +58,38 @@ fn pods_become_endpoints_as_kep_1669_says() {
 }
 
 #[test]
+fn pods_that_are_not_ready_are_published_where_the_service_says_so() {
+    let service = |publish: bool| {
+        service(&format!(
+            "ports: [{{port: 80}}], selector: {{app: a}}, publishNotReadyAddresses: {publish}"
+        ))
+    };
+    let mut source = Source::new();
+    source.write("s.yaml", &service(false));
+    source.write("p.yaml", &pod_with("p", "podIP: 10.0.0.1", ""));
+    let leaving = "deletionTimestamp: 2026-01-01T00:00:00Z";
+    source.write("q.yaml", &pod_with("q", "podIP: 10.0.0.2", leaving));
+    source.write(
+        "r.yaml",
+        &pod_with("r", "phase: Failed, podIP: 10.0.0.3", ""),
+    );
+    let unready = [
+        "10.0.0.1 /TCP:80 NotReady Pod condition",
+        "10.0.0.2 /TCP:80 NotReady terminating",
+    ];
+    assert_eq!(source.endpoints("n/s"), unready);
+    source.write("s.yaml", &service(true));
+    assert_eq!(
+        source.endpoints("n/s"),
+        ["10.0.0.1 /TCP:80 Ready", "10.0.0.2 /TCP:80 Ready"],
+        "but for one that is over"
+    );
+    source.write("s.yaml", &service(false));
+    assert_eq!(source.endpoints("n/s"), unready);
+    assert_eq!(source.problems(), [""; 0]);
+}
+
+#[test]
 fn target_ports_are_numbers_or_names() {
     let rows: &[(&str, &str)] = &[
         ("{port: 8080}", "10.0.0.1 /TCP:8080 Ready"),

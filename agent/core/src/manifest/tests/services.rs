@@ -150,15 +150,9 @@ fn the_smaller_name_holds_a_contested_address_whatever_the_order() {
 #[test]
 fn what_this_version_does_not_do_is_said_with_its_field() {
     let rows = [
-        ("sessionAffinity: ClientIP", "spec.sessionAffinity"),
-        ("internalTrafficPolicy: Local", "spec.internalTrafficPolicy"),
         (
             "trafficDistribution: PreferClose",
             "spec.trafficDistribution",
-        ),
-        (
-            "publishNotReadyAddresses: true",
-            "spec.publishNotReadyAddresses",
         ),
         ("type: NodePort", "spec.type"),
         ("type: LoadBalancer", "spec.type"),
@@ -184,7 +178,10 @@ fn what_this_version_does_not_do_is_said_with_its_field() {
     }
     for quiet in [
         "sessionAffinity: None",
+        "sessionAffinity: ClientIP",
         "internalTrafficPolicy: Cluster",
+        "internalTrafficPolicy: Local",
+        "publishNotReadyAddresses: true",
         "type: ClusterIP",
         "publishNotReadyAddresses: false",
     ] {
@@ -261,6 +258,26 @@ fn a_bad_service_is_told_by_field_and_line() {
         (
             "ports: [{port: 80}], selector: {a: true}",
             "spec.selector.a: true is not text; put it in quotes",
+        ),
+        (
+            "ports: [{port: 80}], sessionAffinity: ClientIp",
+            "spec.sessionAffinity: \"ClientIp\" is not None or ClientIP",
+        ),
+        (
+            "ports: [{port: 80}], internalTrafficPolicy: Node",
+            "spec.internalTrafficPolicy: \"Node\" is not Cluster or Local",
+        ),
+        (
+            "ports: [{port: 80}], sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 0}}",
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is not 1..86400",
+        ),
+        (
+            "ports: [{port: 80}], sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 86401}}",
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: 86401 is not 1..86400",
+        ),
+        (
+            "ports: [{port: 80}], sessionAffinityConfig: {clientIP: {timeoutSeconds: 1h}}",
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: \"1h\" is not 1..86400",
         ),
         (
             "ports: [{port: 80}], type: Clusterip",

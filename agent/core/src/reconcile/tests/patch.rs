@@ -1,9 +1,9 @@
 //! What one change costs, and in which order it is written.
 
-use isthmus_abi::{Slot, TierHead};
+use isthmus_abi::{Slot, TierHead, service_flags};
 
 use super::world::*;
-use crate::model::{Affinity, Condition, RowChange};
+use crate::model::{Affinity, Condition, RowChange, ServiceRow, ServiceRules};
 use crate::store::Owner;
 use crate::table::Write;
 
@@ -39,6 +39,53 @@ fn writes(world: &mut World, change: impl FnOnce(&mut World)) -> Vec<Write> {
     world.settle();
     world.assert_converged();
     writes
+}
+
+#[test]
+fn rules_are_one_row_of_limits_written_once() {
+    let mut world = world(2, 0);
+    let ruled = |rules| match service("a", Affinity::Local) {
+        RowChange::Service(row) => RowChange::Service(
+            ServiceRow {
+                rules,
+                ..(*row).clone()
+            }
+            .into(),
+        ),
+        other => other,
+    };
+    let rules = ServiceRules {
+        affinity_seconds: 60,
+        no_passive_health: true,
+        node_only: false,
+    };
+    let first = writes(&mut world, |world| {
+        world.say(Owner::Local, vec![ruled(rules)]);
+    });
+    let [Write::ServiceLimits(_, row)] = first[..] else {
+        panic!("{first:?}")
+    };
+    assert_eq!(
+        (row.affinity_seconds, row.flags, row.allowed_total),
+        (60, service_flags::NO_PASSIVE_HEALTH, 2)
+    );
+    // Where backends may be is no affair of the limits.
+    for node_only in [true, false] {
+        let again = writes(&mut world, |world| {
+            world.say(
+                Owner::Local,
+                vec![ruled(ServiceRules { node_only, ..rules })],
+            );
+        });
+        assert!(again.is_empty(), "{again:?}");
+    }
+    let last = writes(&mut world, |world| {
+        world.say(Owner::Local, vec![ruled(ServiceRules::default())]);
+    });
+    let [Write::ServiceLimits(_, row)] = last[..] else {
+        panic!("{last:?}")
+    };
+    assert_eq!((row.affinity_seconds, row.flags), (0, 0));
 }
 
 #[test]

@@ -73,9 +73,10 @@ pub(super) fn west() -> Owner {
     Owner::Peer(cluster(WEST))
 }
 
-pub(super) fn here() -> Here {
+pub(super) fn here() -> Here<'static> {
     Here {
         cluster: cluster(LOCAL),
+        node: "",
         programmed: Programmed::All,
     }
 }

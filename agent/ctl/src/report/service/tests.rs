@@ -223,6 +223,52 @@ fn remarks_are_made_only_when_true() {
 }
 
 #[test]
+fn rules_are_shown_and_a_node_without_a_backend_is_explained() {
+    let elsewhere = proto::ServiceBackend {
+        state: proto::BackendState::Elsewhere.into(),
+        tier: None,
+        preferred: false,
+        ..backend("east", "10.11.2.5")
+    };
+    let frontend = |backends: Vec<proto::ServiceBackend>| proto::Frontend {
+        service: "production/backend".to_owned(),
+        service_index: Some(5),
+        affinity_seconds: 10_800,
+        no_passive_health: true,
+        node_only: true,
+        backends,
+        ..proto::Frontend::default()
+    };
+    let list = |backends| {
+        ServiceList::new(proto::ListServicesResponse {
+            node: None,
+            frontends: vec![frontend(backends)],
+        })
+    };
+    let both = list(vec![backend("east", "10.11.1.5"), elsewhere.clone()]);
+    assert!(both.remarks.is_empty(), "{:?}", both.remarks);
+    let text = both.text(true, Style::PLAIN);
+    let rows: Vec<&str> = text.lines().collect();
+    let rules = "sticky 10800s, this node only, never ejected";
+    assert!(
+        rows[1].ends_with(&format!("{rules}  active (preferred)")),
+        "{text}"
+    );
+    assert!(rows[2].ends_with(&format!("{rules}  other node")), "{text}");
+    let json = serde_json::to_value(&both).unwrap_or_default();
+    assert_eq!(
+        json["frontends"][0]["rules"],
+        serde_json::json!({"sessionAffinitySeconds": 10_800, "passiveHealth": false, "nodeOnly": true})
+    );
+    assert_eq!(
+        list(vec![elsewhere]).remarks,
+        [
+            "production/backend has no backend on this node, and internalTrafficPolicy is Local: connections from here are refused."
+        ]
+    );
+}
+
+#[test]
 fn a_service_that_the_datapath_does_not_serve_shows_why() {
     let frontend = proto::Frontend {
         service: "a/collides".to_owned(),
@@ -266,7 +312,7 @@ fn wide_shows_tier_share_and_the_kernel_s_count() {
         .lines()
         .nth(1)
         .map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let wanted = "production/backend 10.96.71.4:8080/TCP ClusterIP none 10.11.1.5:8080 east east-1 - - 0 (ready) 50.0% 4012 3 active";
+    let wanted = "production/backend 10.96.71.4:8080/TCP ClusterIP none 10.11.1.5:8080 east east-1 - - 0 (ready) 50.0% 4012 3 - active";
     assert_eq!(row, Some(wanted.split(' ').collect()));
     assert_eq!(
         ServiceList::new(proto::ListServicesResponse::default()).text(false, Style::PLAIN),

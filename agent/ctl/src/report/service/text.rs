@@ -1,4 +1,4 @@
-use super::{Backend, BackendState, Frontend, ServiceList};
+use super::{Backend, BackendState, Frontend, Rules, ServiceList};
 use crate::output::{Paint, Style};
 use crate::report::health::{Health, HealthState};
 use crate::table::{Cell, Table};
@@ -16,6 +16,7 @@ pub(super) fn render(list: &ServiceList, wide: bool, style: Style) -> String {
             "SHARE",
             "CONNECTS",
             "BACKEND ID",
+            "RULES",
         ]);
     }
     header.push("STATE");
@@ -58,6 +59,7 @@ fn row(frontend: &Frontend, backend: Option<&Backend>, wide: bool) -> Vec<Cell> 
             or_dash(share.map(|share| format!("{:.1}%", share * 100.0))).into(),
             or_dash(backend.and_then(|b| b.connects)).into(),
             or_dash(backend.and_then(|b| b.backend_id)).into(),
+            or_dash(rules(frontend.rules)).into(),
         ]);
     }
     cells.push(match (unserved(frontend), backend) {
@@ -72,6 +74,19 @@ fn row(frontend: &Frontend, backend: Option<&Backend>, wide: bool) -> Vec<Cell> 
 fn unserved(frontend: &Frontend) -> Option<&str> {
     let problem = frontend.problem.as_deref();
     problem.filter(|_| frontend.service_index.is_none())
+}
+
+/// `sticky 10800s, this node only, never ejected`; none where each connection is drawn from all backends that do not fail.
+fn rules(rules: Rules) -> Option<String> {
+    let words = [
+        rules
+            .session_affinity_seconds
+            .map(|seconds| format!("sticky {seconds}s")),
+        rules.node_only.then(|| "this node only".to_owned()),
+        (!rules.passive_health).then(|| "never ejected".to_owned()),
+    ];
+    let words: Vec<String> = words.into_iter().flatten().collect();
+    (!words.is_empty()).then(|| words.join(", "))
 }
 
 /// `10.96.71.4:8080/TCP`.
@@ -102,7 +117,7 @@ fn paint(backend: &Backend) -> Paint {
     }
     match backend.state {
         BackendState::Active if backend.preferred => Paint::Good,
-        BackendState::Active => Paint::Plain,
+        BackendState::Active | BackendState::Elsewhere => Paint::Plain,
         BackendState::Terminating | BackendState::Stale | BackendState::Unknown => Paint::Warn,
         BackendState::NotReady => Paint::Bad,
     }
@@ -125,6 +140,7 @@ pub(super) fn state(
         BackendState::Terminating => "terminating",
         BackendState::NotReady => "not ready",
         BackendState::Stale => "stale",
+        BackendState::Elsewhere => "other node",
         BackendState::Unknown => "unknown",
     }
     .to_owned();
@@ -161,6 +177,12 @@ pub(super) fn remark(frontend: &Frontend) -> Option<String> {
         .iter()
         .filter(|backend| backend.preferred)
         .collect();
+    let elsewhere = |backend: &Backend| backend.state == BackendState::Elsewhere;
+    if serving.is_empty() && backends.iter().any(elsewhere) {
+        return Some(format!(
+            "{name} has no backend on this node, and internalTrafficPolicy is Local: connections from here are refused."
+        ));
+    }
     if serving.is_empty() {
         return Some(format!(
             "{name} has no backend that can take connections: they are refused."

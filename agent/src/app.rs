@@ -27,6 +27,7 @@ use crate::datapath::Datapath;
 use crate::engine::{Engine, Event};
 use crate::events::{self, Monitors};
 use crate::metrics::NodeMetrics;
+use crate::tally::Tally;
 use crate::view::View;
 
 /// Events that wait for the engine. A source that is faster waits itself.
@@ -92,6 +93,7 @@ async fn serve(
     };
     let ring = datapath.events()?;
     let counters = datapath.counter_reader()?;
+    let tally = Arc::new(Tally::new(&datapath)?);
     let datapath = Arc::new(Mutex::new(datapath));
     let monitors = Arc::new(Monitors::default());
 
@@ -101,6 +103,7 @@ async fn serve(
         reconciler,
         Arc::clone(&datapath),
         Arc::clone(&monitors),
+        Arc::clone(&tally),
         start.replaces,
         attach_hold,
     )?;
@@ -169,7 +172,7 @@ async fn serve(
         api::serve(socket, Arc::clone(&view), shutdown.clone()),
     );
     let mut registry = http::registry("isthmus-agent", env!("CARGO_PKG_VERSION"));
-    registry.register_collector(Box::new(NodeMetrics(view)));
+    registry.register_collector(Box::new(NodeMetrics { view, tally }));
     let listener = http::listen(&args.http).await?;
     parts.run(
         "the HTTP server",

@@ -31,6 +31,7 @@ use crate::datapath::{
     Datapath, DatapathError, MappedArray, Orphans, Place, clock, close_orphans, grace_period,
 };
 use crate::events::{Backend, Happening, Monitors, Now, What, understand};
+use crate::tally::Tally;
 
 pub use grace::{GraceError, NoGrace};
 pub use ports::PortIndex;
@@ -117,6 +118,7 @@ pub struct Engine {
     datapath: Arc<Mutex<Datapath>>,
     kernel: KernelRows,
     monitors: Arc<Monitors>,
+    tally: Arc<Tally>,
     ports: Ports,
     /// When to look again at what programs ejected.
     limits_at: Instant,
@@ -187,6 +189,7 @@ impl Engine {
         reconciler: Reconciler,
         datapath: Arc<Mutex<Datapath>>,
         monitors: Arc<Monitors>,
+        tally: Arc<Tally>,
         replaces: bool,
         hold: Hold,
     ) -> Result<(Self, watch::Receiver<Arc<Published>>), DatapathError> {
@@ -210,6 +213,7 @@ impl Engine {
             datapath,
             kernel,
             monitors,
+            tally,
             ports: Ports::default(),
             limits_at: Instant::now(),
             orphans,
@@ -264,6 +268,12 @@ impl Engine {
                 () = tokio::time::sleep(wait) => {}
             }
         }
+    }
+
+    fn grace_passed(&mut self, ticket: GraceTicket) {
+        let going = self.reconciler.letting_go();
+        self.tally.look_at_last(&going, &self.ports.index);
+        self.reconciler.grace_passed(ticket);
     }
 
     /// Takes in `first` and what else is already there, and derives what it changes.
@@ -430,7 +440,7 @@ impl Engine {
         match said {
             Ok(ticket) => {
                 self.published.no_grace = None;
-                self.reconciler.grace_passed(ticket);
+                self.grace_passed(ticket);
             }
             Err(fault) => self.published.no_grace = Some(fault),
         }

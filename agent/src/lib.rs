@@ -9,4 +9,5 @@ pub mod engine;
 pub mod events;
 pub mod mesh;
 pub mod metrics;
+pub mod tally;
 pub mod view;

@@ -1,6 +1,9 @@
 //! What `/metrics` says of this node, read when it is asked for.
 
+mod services;
+
 use std::fmt;
+use std::sync::Arc;
 
 use isthmus_abi::{Counter, Refusal};
 use isthmus_core::model::ProblemKind;
@@ -11,16 +14,22 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
 use crate::engine::lock;
+use crate::tally::Tally;
 use crate::view::View;
 
-/// Reads the node's state at each scrape. Its labels are bounded by the number of maps, reasons and peers.
+/// Reads the node's state at each scrape. Its labels are bounded by the number of maps, reasons and peers, and by
+/// [`SERIES_MAX`](crate::tally::SERIES_MAX) for services.
 #[derive(Debug)]
-pub struct NodeMetrics(pub std::sync::Arc<View>);
+pub struct NodeMetrics {
+    pub view: Arc<View>,
+    pub tally: Arc<Tally>,
+}
 
 impl Collector for NodeMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         self.datapath(&mut encoder)?;
         self.reconcile(&mut encoder)?;
+        services::encode(&self.view, &self.tally, &mut encoder)?;
         self.source(&mut encoder)?;
         self.mesh(&mut encoder)
     }
@@ -29,7 +38,7 @@ impl Collector for NodeMetrics {
 impl NodeMetrics {
     fn datapath(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let (counters, maps) = {
-            let datapath = lock(&self.0.datapath);
+            let datapath = lock(&self.view.datapath);
             (datapath.counters().unwrap_or_default(), datapath.map_uses())
         };
         let value = |counter: Counter| counters.get(counter as usize).copied();
@@ -83,7 +92,7 @@ impl NodeMetrics {
     }
 
     fn reconcile(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let published = self.0.published.borrow().clone();
+        let published = self.view.published.borrow().clone();
         let counts = published.counts;
         let gauges = [
             ("services", "Service ports in the datapath", counts.services),
@@ -134,7 +143,7 @@ impl NodeMetrics {
     }
 
     fn source(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let source = self.0.source.borrow().clone();
+        let source = self.view.source.borrow().clone();
         gauge(
             encoder,
             "source_complete",
@@ -168,7 +177,7 @@ impl NodeMetrics {
     }
 
     fn mesh(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let answer = self.0.cluster_mesh();
+        let answer = self.view.cluster_mesh();
         if let Some(feed) = answer.feed {
             let connected = feed.state() == isthmus_proto::node::v1::FeedState::Connected;
             gauge(

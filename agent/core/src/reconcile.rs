@@ -73,7 +73,7 @@ mod tests;
 
 pub use adopt::Adopted;
 pub use grace::GraceTicket;
-pub use status::{BackendDump, Counts, Fault, ServiceDump};
+pub use status::{BackendDump, Counts, Fault, LettingGo, ServiceDump};
 
 use grace::Grace;
 use ids::{Backends, Ids};

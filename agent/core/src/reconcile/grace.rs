@@ -101,6 +101,11 @@ impl Grace {
         flight.retired
     }
 
+    /// What will be let go when the grace period on its way is over.
+    pub(super) fn letting_go(&self) -> impl Iterator<Item = &Retired> {
+        self.in_flight.iter().flat_map(|flight| &flight.retired)
+    }
+
     /// Things retired and not yet let go.
     pub(super) fn waiting(&self) -> usize {
         self.retired.len()

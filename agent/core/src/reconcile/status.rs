@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use isthmus_abi::Ring;
 
+use super::grace::Retired;
 use super::queue::Work;
 use super::{ReconcileError, Reconciler};
 use crate::desired::{BackendKey, Frontend, PortKey, Rank};
@@ -46,6 +47,13 @@ pub struct Fault {
     pub retry_at: Instant,
 }
 
+/// Ids that will be given again.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LettingGo {
+    pub services: Vec<u32>,
+    pub backends: Vec<u32>,
+}
+
 /// A service port as its rows stand in the maps.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServiceDump {
@@ -85,6 +93,25 @@ impl Reconciler {
             writes: self.writes,
             writes_failed: self.writes_failed,
         }
+    }
+
+    /// What [`Self::grace_passed`] will free: the rows can be looked at for the last time.
+    #[must_use]
+    pub fn letting_go(&self) -> LettingGo {
+        let mut going = LettingGo::default();
+        for retired in self.grace.letting_go() {
+            match retired {
+                Retired::Span(_) => {}
+                Retired::Backend(id) => going.backends.push(*id),
+                Retired::Service {
+                    index, backends, ..
+                } => {
+                    going.services.push(*index);
+                    going.backends.extend(backends);
+                }
+            }
+        }
+        going
     }
 
     /// What fails now. A success takes it off the list.

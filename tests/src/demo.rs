@@ -1,5 +1,6 @@
 //! The demo: one service in two clusters, told as a story in which every number is measured and every claim is checked.
 
+mod killed;
 mod steps;
 mod voice;
 
@@ -52,6 +53,8 @@ struct Story {
     uncompared: u64,
     requests: u64,
     failed: u64,
+    /// Of them, those of the killed backends, in steps 2 and 3.
+    of_killed: u64,
     voice: Voice,
 }
 
@@ -104,13 +107,15 @@ impl Story {
             uncompared: 0,
             requests: 0,
             failed: 0,
+            of_killed: 0,
             voice,
         })
     }
 
     fn tell(&mut self) -> Result<()> {
         self.one_service_in_two_clusters()?;
-        self.agents_are_killed()?;
+        let killed = self.agents_and_backends_are_killed()?;
+        self.backends_return(&killed)?;
         self.local_backends_leave_and_return()?;
         self.the_wire_is_cut()?;
         self.the_wire_is_mended()
@@ -134,8 +139,15 @@ impl Story {
             self.voice.commands(&self.lab, &self.frontend)?;
             self.lab.keep()?;
         }
+        ensure!(
+            self.failed == self.of_killed,
+            "{} requests failed, {} of them at the backends that were killed",
+            self.failed,
+            self.of_killed
+        );
+        let why = ", all at the killed backends";
         self.voice
-            .end(self.requests, self.failed, start.elapsed(), keep)
+            .end(self.requests, self.failed, why, start.elapsed(), keep)
     }
 
     /// The node where the client lives: its kernel translates.
@@ -173,7 +185,16 @@ impl Story {
     }
 
     /// Waits until traffic shows something, and gives all that happened meanwhile.
-    fn until(&mut self, what: &str, mut shown: impl FnMut(&Report) -> bool) -> Result<Report> {
+    fn until(&mut self, what: &str, shown: impl FnMut(&Report) -> bool) -> Result<Report> {
+        self.until_within(Duration::from_secs(10), what, shown)
+    }
+
+    fn until_within(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        mut shown: impl FnMut(&Report) -> bool,
+    ) -> Result<Report> {
         let start = Instant::now();
         let mut sum = Report::default();
         loop {
@@ -185,8 +206,8 @@ impl Story {
                 return Ok(sum);
             }
             ensure!(
-                start.elapsed() < Duration::from_secs(10),
-                "waited 10 s in vain: {what}; {sum:?}"
+                start.elapsed() < limit,
+                "waited {limit:?} in vain: {what}; {sum:?}"
             );
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -195,13 +216,18 @@ impl Story {
     /// The client's count and the kernel's must be one. Traffic must rest.
     fn compare_with_kernel(&mut self) -> Result<u64> {
         let counted = self.here()?.counted(&self.kernel, &self.frontend)?;
+        self.expect_counted(counted)?;
+        self.kernel = self.here()?.count_from_here(&self.frontend)?;
+        Ok(counted)
+    }
+
+    fn expect_counted(&mut self, counted: u64) -> Result<()> {
         let sent = std::mem::take(&mut self.uncompared);
         ensure!(
             counted == sent,
             "the client made {sent} requests, the kernel sent {counted} to backends"
         );
-        self.kernel = self.here()?.count_from_here(&self.frontend)?;
-        Ok(counted)
+        Ok(())
     }
 }
 

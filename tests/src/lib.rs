@@ -21,6 +21,7 @@
 pub mod bench;
 pub mod cgroup;
 pub mod client;
+pub mod health;
 pub mod host;
 pub mod kernel;
 mod lab;
@@ -40,6 +41,7 @@ pub mod wait;
 pub mod warden;
 mod wire;
 
+pub use health::{BackendCounts, KernelHealth, ServiceCounts};
 pub use lab::{Cluster, Lab, Node};
 pub use manifests::{Manifests, PodStatus};
 pub use pod::Pod;

@@ -233,6 +233,16 @@ impl Node<'_> {
             },
         )
     }
+    /// Writes to the kernel's maps since the agent's start, once nothing is left to write.
+    pub fn writes(&self) -> Result<u64> {
+        let what = format!("{}: nothing is left to write", self.name());
+        let (_, writes) = wait_for(&what, SOON, || {
+            let reconcile = self.ask(&["status"])?["reconcile"].take();
+            ensure!(reconcile["pending"] == 0, "{reconcile}");
+            Ok(reconcile["writes"].as_u64())
+        })?;
+        Ok(writes)
+    }
     /// The id of a map of the agent's, as `bpftool map` shows it.
     pub fn map_id(&self, name: &str) -> Result<u32> {
         let answer = self.ask(&["status"])?;
@@ -285,6 +295,19 @@ impl Node<'_> {
             .filter(|(id, _)| now.backends.iter().all(|b| b.backend_id != Some(**id)));
         for (id, before) in gone {
             sum += connects_of(counts.map, *id)?.saturating_sub(*before);
+        }
+        Ok(sum)
+    }
+}
+
+impl KernelCounts {
+    /// Connects since then to the backends of then, read from the kernel: for when no agent can be asked. The next count
+    /// begins here.
+    pub fn take(&mut self) -> Result<u64> {
+        let mut sum = 0;
+        for (id, before) in &mut self.since {
+            let now = connects_of(self.map, *id)?;
+            sum += now.saturating_sub(std::mem::replace(before, now));
         }
         Ok(sum)
     }

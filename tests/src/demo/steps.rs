@@ -1,4 +1,4 @@
-//! The story's five steps. Each checks what it says.
+//! The story's steps but for what is killed. Each checks what it says.
 
 use std::time::Instant;
 
@@ -71,62 +71,10 @@ impl Story {
         Ok(())
     }
 
-    pub(super) fn agents_are_killed(&mut self) -> Result<()> {
-        self.voice.step(
-            2,
-            "Both agents in east are killed (kill -9), and started again",
-        );
-        let links = self.here()?.kernel_links()?;
-        let programs: usize = links.values().map(Vec::len).sum();
-        ensure!(
-            programs > 0,
-            "the kernel shows no program of ours on east-1's cgroup"
-        );
-        self.traffic()?;
-        let start = Instant::now();
-        for node in self.lab.cluster("east")?.nodes() {
-            node.kill_agent()?;
-        }
-        std::thread::sleep(STRETCH);
-        let dead = self.client.mark()?;
-        self.tally(&dead);
-        expect_no_failure(&dead)?;
-        self.voice.traffic(
-            start.elapsed().as_secs_f64(),
-            &dead,
-            "agents east-1 and east-2 are dead",
-        );
-        let start = Instant::now();
-        for node in self.lab.cluster("east")?.nodes() {
-            node.spawn_agent(&[])?;
-        }
-        for node in self.lab.cluster("east")?.nodes() {
-            node.wait_agent_ready()?;
-        }
-        let took = start.elapsed();
-        let report = self.rest()?;
-        expect_no_failure(&report)?;
-        ensure!(
-            self.here()?.kernel_links()? == links,
-            "the links of east-1 are not those from before the kill"
-        );
-        let nanoseconds = u64::try_from(took.as_nanos()).ok();
-        let effect = format!("ready, with the same {programs} BPF links,");
-        self.voice
-            .effect("both agents are started", &effect, nanoseconds);
-        let counted = self.compare_with_kernel()?;
-        self.voice.traffic(
-            took.as_secs_f64(),
-            &report,
-            &format!("kernel counted the same {} in all", thousands(counted)),
-        );
-        Ok(())
-    }
-
     pub(super) fn local_backends_leave_and_return(&mut self) -> Result<()> {
         self.voice.step(
-            3,
-            "The local backends leave, one by its readiness, one with its pod, and return",
+            4,
+            "They leave again, as declared: one by its readiness, one with its pod, and return",
         );
         let gone = "production/backend east/backend-1";
         self.traffic()?;
@@ -199,7 +147,7 @@ impl Story {
 
     pub(super) fn the_wire_is_cut(&mut self) -> Result<()> {
         self.voice.step(
-            4,
+            5,
             "The wire between the clusters is cut (packets vanish silently)",
         );
         self.traffic()?;
@@ -230,7 +178,7 @@ impl Story {
     }
 
     pub(super) fn the_wire_is_mended(&mut self) -> Result<()> {
-        self.voice.step(5, "The wire is mended");
+        self.voice.step(6, "The wire is mended");
         let before = self.here()?.peer("west")?;
         let start = Instant::now();
         self.lab.wire("east", "west")?.mend()?;
@@ -274,7 +222,7 @@ impl Story {
     }
 
     /// Shows a command's real output, and checks its exit code.
-    fn show(&mut self, arguments: &[&str], exit: i32) -> Result<()> {
+    pub(super) fn show(&mut self, arguments: &[&str], exit: i32) -> Result<()> {
         let output = self.here()?.agentctl(arguments)?;
         let code = output.status.code().unwrap_or(-1);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

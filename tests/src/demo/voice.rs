@@ -62,6 +62,13 @@ impl Voice {
         let event = json!({"cause": cause, "effect": effect, "milliseconds": ms});
         self.tell(event, &format!("   + {cause:<46} {effect} {time}"));
     }
+    /// Something at its moment of a step.
+    pub(crate) fn moment(&mut self, since_the_step: Duration, what: &str, effect: &str) {
+        let seconds = since_the_step.as_secs_f64();
+        let event = json!({"seconds": seconds, "what": what, "effect": effect});
+        let line = format!("   +{seconds:.3} s  {what:<38} {effect}");
+        self.tell(event, line.trim_end());
+    }
     /// Traffic of one stretch.
     pub(crate) fn traffic(&mut self, seconds: f64, report: &Report, remark: &str) {
         let (east, west) = (report.from_cluster("east"), report.from_cluster("west"));
@@ -125,6 +132,7 @@ impl Voice {
         mut self,
         requests: u64,
         failed: u64,
+        why: &str,
         took: Duration,
         kept: bool,
     ) -> Result<()> {
@@ -135,7 +143,7 @@ impl Voice {
             "Cleaned up."
         };
         let line = format!(
-            "\n{} requests, {failed} failed. {cleaned} {seconds:.1} s",
+            "\n{} requests, {failed} failed{why}. {cleaned} {seconds:.1} s",
             thousands(requests)
         );
         self.tell(

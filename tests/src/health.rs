@@ -1,0 +1,113 @@
+//! What the kernel holds of a service and its backends, read from its maps: no agent is asked, so none need live.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use isthmus_abi::{HealthState, health_kind};
+
+use crate::kernel::map_row;
+use crate::lab::Node;
+use crate::view::Frontend;
+
+/// Where the rows of one frontend's service are, as long as no backend comes or goes.
+#[derive(Clone, Debug)]
+pub struct KernelHealth {
+    health: u32,
+    failures: u32,
+    services: u32,
+    service: u32,
+    /// Backend ids.
+    backends: BTreeMap<SocketAddr, u32>,
+}
+
+/// A backend's rows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BackendCounts {
+    pub connects: u64,
+    pub state: HealthState,
+    pub refused: u64,
+    pub unreachable: u64,
+    pub timed_out: u64,
+    pub unanswered: u64,
+}
+
+/// A service's row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ServiceCounts {
+    /// Connects that we refused.
+    pub refused: u64,
+    pub all_ejected: u64,
+    pub ejections: u64,
+}
+
+impl BackendCounts {
+    /// Left out of draws, but for a trial.
+    #[must_use]
+    pub fn is_out(&self) -> bool {
+        matches!(self.state.kind(), health_kind::EJECTED | health_kind::TRIAL)
+    }
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.refused + self.unreachable + self.timed_out
+    }
+}
+
+impl Node<'_> {
+    /// Where the rows of a frontend's service are now.
+    pub fn health_of(&self, frontend: &Frontend) -> Result<KernelHealth> {
+        let service = frontend
+            .service_index
+            .with_context(|| format!("{} is not in the kernel", frontend.service))?;
+        let place =
+            |b: &crate::view::Backend| Some((SocketAddr::new(b.address, b.port), b.backend_id?));
+        Ok(KernelHealth {
+            health: self.map_id("backend_health")?,
+            failures: self.map_id("backend_failures")?,
+            services: self.map_id("service_health")?,
+            service,
+            backends: frontend.backends.iter().filter_map(place).collect(),
+        })
+    }
+}
+
+impl KernelHealth {
+    pub fn backend(&self, address: SocketAddr) -> Result<BackendCounts> {
+        let id = self.backends.get(&address);
+        let id = id.with_context(|| format!("the kernel had no backend {address}"))?;
+        let [connects, state] = words(self.health, *id)?;
+        let [refused, unreachable, timed_out, unanswered] = words(self.failures, *id)?;
+        Ok(BackendCounts {
+            connects,
+            state: HealthState(state),
+            refused,
+            unreachable,
+            timed_out,
+            unanswered,
+        })
+    }
+    pub fn backends(&self) -> Result<BTreeMap<SocketAddr, BackendCounts>> {
+        let all = self.backends.keys();
+        all.map(|address| Ok((*address, self.backend(*address)?)))
+            .collect()
+    }
+    pub fn service(&self) -> Result<ServiceCounts> {
+        let [_, _, refused, all_ejected, ejections] = words(self.services, self.service)?;
+        Ok(ServiceCounts {
+            refused,
+            all_ejected,
+            ejections,
+        })
+    }
+}
+
+/// The first words of an array's row.
+fn words<const N: usize>(map: u32, index: u32) -> Result<[u64; N]> {
+    let row = map_row(map, &index.to_ne_bytes())?;
+    let (words, _) = row.as_chunks::<8>();
+    let words: Vec<u64> = words.iter().map(|word| u64::from_ne_bytes(*word)).collect();
+    words
+        .first_chunk()
+        .copied()
+        .with_context(|| format!("map {map} has rows of {} bytes", row.len()))
+}

@@ -53,6 +53,21 @@ impl BackendCounts {
     }
 }
 
+impl BackendCounts {
+    /// What was counted after `before`. The state is that of now.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            connects: self.connects - before.connects,
+            state: self.state,
+            refused: self.refused - before.refused,
+            unreachable: self.unreachable - before.unreachable,
+            timed_out: self.timed_out - before.timed_out,
+            unanswered: self.unanswered - before.unanswered,
+        }
+    }
+}
+
 impl Node<'_> {
     /// Where the rows of a frontend's service are now.
     pub fn health_of(&self, frontend: &Frontend) -> Result<KernelHealth> {

@@ -23,6 +23,7 @@ pub mod cgroup;
 pub mod client;
 pub mod health;
 pub mod host;
+pub mod hostile;
 pub mod kernel;
 mod lab;
 pub mod layout;

@@ -1,5 +1,6 @@
 //! `isthmus-lab`: worlds to play with, and the small programs that run inside them.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use isthmus_tests::client::{self, Target, Transport};
+use isthmus_tests::hostile::{self, Behaviour};
 use isthmus_tests::{LabName, Programs};
 
 mod commands;
@@ -105,6 +107,20 @@ enum Task {
         #[arg(long)]
         json_events: bool,
     },
+    /// Connect without meaning it, and say what came of it
+    #[command(hide = true)]
+    Hostile {
+        #[arg(long = "target", required = true)]
+        targets: Vec<SocketAddr>,
+        #[arg(long, value_enum, default_value = "connect")]
+        behaviour: Behaviour,
+        #[arg(long, default_value_t = 1)]
+        connects: u64,
+        #[arg(long, default_value_t = 0)]
+        hold_ms: u64,
+        #[arg(long)]
+        wait_to_be_killed: bool,
+    },
     /// Remove a lab when the owner of standard input is gone
     #[command(hide = true)]
     Warden { name: LabName },
@@ -184,6 +200,23 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
                 client::run_for_people(&options)?
             }
         }
+        Task::Hostile {
+            targets,
+            wait_to_be_killed: true,
+            ..
+        } => hostile::wait_to_be_killed(&targets)?,
+        Task::Hostile {
+            targets,
+            behaviour,
+            connects,
+            hold_ms,
+            ..
+        } => hostile::run(&hostile::Options {
+            targets,
+            behaviour,
+            connects,
+            hold: Duration::from_millis(hold_ms),
+        })?,
         Task::Warden { name } => isthmus_tests::warden::watch(&name)?,
     }
     Ok(ExitCode::SUCCESS)

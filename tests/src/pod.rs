@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
+use crate::host::run;
+use crate::hostile::{Account, Behaviour};
 use crate::lab::{Lab, lock};
 use crate::layout::PodPlan;
 use crate::manifests::{PodStatus, pod_object};
@@ -163,6 +167,30 @@ impl Pod<'_> {
 
 /// What a client in the pod does.
 impl Pod<'_> {
+    /// Does what `behaviour` says `connects` times, or a few more, to all targets in turn, and tells what came of it.
+    pub fn hostile(
+        &self,
+        behaviour: Behaviour,
+        targets: &[SocketAddr],
+        connects: u64,
+        hold: Duration,
+    ) -> Result<Account> {
+        let program = self.lab.programs.find("isthmus-lab")?;
+        let mut command = self.place().background(&self.lab.programs, &program)?;
+        command.arg("hostile");
+        for target in targets {
+            command.arg("--target").arg(target.to_string());
+        }
+        let name = behaviour.to_possible_value();
+        let name = name.context("a behaviour without a name")?;
+        command.args(["--behaviour", name.get_name()]);
+        command.arg("--connects").arg(connects.to_string());
+        command.arg("--hold-ms").arg(hold.as_millis().to_string());
+        let said = run(&mut command)?;
+        let account: Account = serde_json::from_str(&said).with_context(|| said.clone())?;
+        ensure!(account.balances(), "{account:?}");
+        Ok(account)
+    }
     /// Starts a client; it sends nothing before [`Traffic::rate`].
     pub fn traffic(&self, requests: &Requests) -> Result<Traffic> {
         let program = self.lab.programs.find("isthmus-lab")?;

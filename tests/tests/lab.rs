@@ -3,11 +3,15 @@
 #[path = "lab"]
 mod lab {
     mod affinity;
+    mod books;
     mod churn;
     mod coexist;
     mod common;
+    mod dead;
+    mod declared;
     mod dump;
     mod full;
+    mod hostile;
     mod hosts;
     mod leftovers;
     mod links;

@@ -185,6 +185,8 @@ impl Story {
             answered.len() == BACKENDS.len()
         };
         let back = self.until_within(RETURN, "both local backends answer", &mut seen)?;
+        let mut answered: Vec<_> = answered.into_iter().collect();
+        answered.sort_by_key(|(_, first)| *first);
         for (backend, first) in &answered {
             let after = Duration::from_nanos(first.saturating_sub(clock));
             let what = format!("trial of {backend} succeeds");

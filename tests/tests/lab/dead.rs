@@ -1,0 +1,295 @@
+//! Backends that are dead in earnest, by every death: how many connects it costs, that the kernel's counts are the client's,
+//! and that they come back.
+
+#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use isthmus_tests::client::Report;
+use isthmus_tests::hostile::{Account, Behaviour};
+use isthmus_tests::{Lab, Node, Pod, Requests, Traffic, wait_for};
+
+use super::books::Books;
+use super::common::{ALONE, PORT, SERVICE, at_least, running};
+
+const BACKENDS: [&str; 2] = ["east/backend-1", "east/backend-2"];
+const RATE: f64 = 1000.0;
+/// Connects under way at once: so many more than the rule says may fail, drawn before the ejection.
+const WORKERS: usize = 2;
+/// Longer than any first ejection, its trial, and one more of each.
+const RETURN: Duration = Duration::from_secs(40);
+
+struct Scene {
+    lab: Lab,
+    client: Traffic,
+    target: SocketAddr,
+}
+
+impl Scene {
+    /// A client of the service's IPv4 address whose connects end after `patience`.
+    fn set(name: &str, workers: usize, patience: Duration) -> Self {
+        let lab = running(name, ALONE);
+        let frontend = lab.node("east-1").unwrap().frontend(SERVICE, PORT, false);
+        let target = frontend.unwrap().target().unwrap();
+        let requests = Requests::to(&format!("{target}={SERVICE}"))
+            .unwrap()
+            .workers(workers)
+            .timeout(patience);
+        let mut client = lab.pod("east/client").unwrap().traffic(&requests).unwrap();
+        client.rate(RATE).unwrap();
+        at_least(&mut client, 200);
+        client.pause().unwrap();
+        Self {
+            lab,
+            client,
+            target,
+        }
+    }
+
+    fn node(&self) -> Node<'_> {
+        self.lab.node("east-1").unwrap()
+    }
+
+    fn pod(&self, name: &str) -> Pod<'_> {
+        self.lab.pod(name).unwrap()
+    }
+
+    /// Traffic from before `kill` until `wanted` backends are out, and some more; nothing is under way at the end.
+    fn until_out(&mut self, wanted: u64, kill: impl FnOnce(&Self)) -> (Report, Books) {
+        let books = Books::open(self.node(), SERVICE, PORT);
+        self.client.rate(RATE).unwrap();
+        at_least(&mut self.client, 100);
+        kill(self);
+        let mut report = Report::default();
+        wait_for("dead backends are ejected", Duration::from_secs(20), || {
+            report = std::mem::take(&mut report).and(&self.client.mark()?);
+            Ok((books.since().out >= wanted).then_some(()))
+        })
+        .unwrap();
+        report = report.and(&self.more(200));
+        report = report.and(&self.client.pause().unwrap());
+        (report, books)
+    }
+
+    /// Connects one after the other, each waited for.
+    fn connects(&self, count: u64) -> Account {
+        self.pod("east/client")
+            .hostile(Behaviour::Connect, &[self.target], count, Duration::ZERO)
+            .unwrap()
+    }
+
+    /// All backends listen again.
+    fn expect_first_connect(&mut self) {
+        for backend in BACKENDS {
+            self.pod(backend).start_server().unwrap();
+        }
+        let first = self.connects(1);
+        assert_eq!((first.connects, first.established), (1, 1), "{first:?}");
+        self.until_back();
+    }
+
+    /// All of the next requests, from the last report on.
+    fn more(&mut self, requests: u64) -> Report {
+        let mut report = Report::default();
+        wait_for("requests are made", RETURN, || {
+            report = std::mem::take(&mut report).and(&self.client.mark()?);
+            Ok((report.requests >= requests).then_some(()))
+        })
+        .unwrap();
+        report
+    }
+
+    /// Traffic until all backends are back and answer.
+    fn until_back(&mut self) -> Report {
+        self.client.rate(RATE).unwrap();
+        let books = Books::open(self.node(), SERVICE, PORT);
+        let mut report = Report::default();
+        wait_for("backends are back and answer", RETURN, || {
+            let stretch = self.more(100);
+            report = std::mem::take(&mut report).and(&stretch);
+            let good = stretch.failed() == 0 && stretch.answers.len() == BACKENDS.len();
+            Ok((good && books.since().out == 0).then_some(()))
+        })
+        .unwrap();
+        report.and(&self.client.pause().unwrap())
+    }
+}
+
+fn failed(report: &Report, how: &str) -> u64 {
+    report.failures.get(how).copied().unwrap_or_default()
+}
+
+/// Three failures, and those that were drawn before the third.
+fn expect_three(count: u64, report: &Report) {
+    let most = 3 + u64::try_from(WORKERS).unwrap() - 1;
+    assert!((3..=most).contains(&count), "{report:?}");
+}
+
+#[test]
+fn a_killed_backend_costs_three_refusals_and_comes_back() {
+    let mut scene = Scene::set("killed", WORKERS, Duration::from_secs(2));
+    let (report, books) = scene.until_out(1, |scene| {
+        scene.pod(BACKENDS[0]).kill_server().unwrap();
+    });
+    let refused = failed(&report, "refused");
+    expect_three(refused, &report);
+    // What was accepted and broken off by the kill is no connect that failed.
+    assert!(report.failed() - refused <= WORKERS as u64, "{report:?}");
+    let kernel = books.since();
+    assert_eq!(
+        (kernel.refused, kernel.ejections),
+        (refused, 1),
+        "{kernel:?}"
+    );
+    assert_eq!((kernel.unreachable, kernel.timed_out), (0, 0), "{kernel:?}");
+    scene.pod(BACKENDS[0]).start_server().unwrap();
+    let back = scene.until_back();
+    assert_eq!(books.since().refused, refused + failed(&back, "refused"));
+}
+
+/// The process lives; its listener is gone.
+#[test]
+fn a_closed_listener_costs_three_refusals() {
+    let mut scene = Scene::set("closed", WORKERS, Duration::from_secs(2));
+    scene.pod(BACKENDS[0]).kill_server().unwrap();
+    let netns = scene.pod(BACKENDS[0]).netns();
+    let open = netns
+        .run(|| TcpListener::bind(("0.0.0.0", PORT)))
+        .unwrap()
+        .unwrap();
+    open.set_nonblocking(true).unwrap();
+    let closed = AtomicBool::new(false);
+    let answer = format!("{SERVICE} east/backend-1\n");
+    std::thread::scope(|scope| {
+        let (closed, answer) = (&closed, &answer);
+        scope.spawn(move || {
+            while !closed.load(Ordering::Relaxed) {
+                match open.accept() {
+                    Ok((mut stream, _)) => {
+                        // A client that is gone already did not want the answer.
+                        let _ = std::io::Write::write_all(&mut stream, answer.as_bytes());
+                    }
+                    Err(_) => std::thread::yield_now(),
+                }
+            }
+        });
+        // It may have been ejected while nobody listened.
+        scene.until_back();
+        let (report, books) = scene.until_out(1, |_| closed.store(true, Ordering::Relaxed));
+        let refused = failed(&report, "refused");
+        expect_three(refused, &report);
+        let kernel = books.since();
+        assert_eq!(
+            (kernel.refused, kernel.ejections),
+            (refused, 1),
+            "{kernel:?}"
+        );
+    });
+}
+
+/// The connects wait: an ICMP error that comes back while `connect` still holds the socket is a hint to the kernel, and the
+/// retransmission brings it again as an error.
+#[test]
+fn a_host_that_is_unreachable_costs_three_connects_and_comes_back() {
+    let mut scene = Scene::set("unreachable", WORKERS, Duration::from_secs(5));
+    let books = Books::open(scene.node(), SERVICE, PORT);
+    let verdict = "reject with icmpx type host-unreachable";
+    scene.pod(BACKENDS[0]).netns().nft(&gate(verdict)).unwrap();
+    let account = scene.connects(200);
+    assert_eq!((account.refused, account.timed_out), (0, 0), "{account:?}");
+    assert_eq!(account.established, 200 - 3, "{account:?}");
+    assert_eq!(
+        account.other.into_iter().collect::<Vec<_>>(),
+        [("EHOSTUNREACH: No route to host".to_owned(), 3)]
+    );
+    let kernel = books.since();
+    assert_eq!(
+        (kernel.connects, kernel.unreachable, kernel.ejections),
+        (200, 3, 1),
+        "{kernel:?}"
+    );
+    assert_eq!((kernel.refused, kernel.timed_out), (0, 0), "{kernel:?}");
+    open(&scene.pod(BACKENDS[0]));
+    scene.until_back();
+}
+
+/// Packets vanish. The first time-out of a connect counts, a second after it began, and five of them eject; connects that were
+/// under way by then are given up by the kernel, and counted as that.
+#[test]
+fn a_black_hole_is_ejected_by_first_time_outs() {
+    const MANY_WORKERS: usize = 48;
+    let mut scene = Scene::set("hole", MANY_WORKERS, Duration::from_secs(20));
+    let client = scene.pod("east/client").netns();
+    client.sysctl(&[("net/ipv4/tcp_syn_retries", "1")]).unwrap();
+    let (report, books) = scene.until_out(1, |scene| {
+        scene.pod(BACKENDS[0]).netns().nft(&gate("drop")).unwrap();
+    });
+    let kernel = books.since();
+    let timed_out = failed(&report, "timed out");
+    assert!(timed_out >= 5, "{report:?}");
+    assert_eq!(report.failed(), timed_out, "{report:?}");
+    assert_eq!(
+        (kernel.timed_out, kernel.ejections, kernel.refused),
+        (timed_out, 1, 0),
+        "{kernel:?}"
+    );
+    assert!(kernel.unanswered >= 5, "{kernel:?}");
+    open(&scene.pod(BACKENDS[0]));
+    scene.until_back();
+}
+
+/// With every backend out, draws go on as if none were: so the first connect after their return succeeds, without waiting
+/// for a trial's time.
+#[test]
+fn the_first_connect_after_all_have_returned_succeeds() {
+    let mut scene = Scene::set("all", WORKERS, Duration::from_secs(2));
+    let mut refused = 0;
+    let books = Books::open(scene.node(), SERVICE, PORT);
+    for (out, backend) in (1..).zip(BACKENDS) {
+        let kill = |scene: &Scene| scene.pod(backend).kill_server().unwrap();
+        let (report, _) = scene.until_out(out, kill);
+        refused += failed(&report, "refused");
+    }
+    let kernel = books.since();
+    assert_eq!(
+        (kernel.ejections, kernel.refused),
+        (2, refused),
+        "{kernel:?}"
+    );
+    assert!(kernel.all_ejected > 0, "{kernel:?}");
+    scene.expect_first_connect();
+}
+
+/// The only client fails at two backends with no success between, so it might be its own trouble: it loses its vote, both are
+/// closed to it alone, and draws go on as if they were not.
+#[test]
+fn the_first_connect_after_all_died_at_once_succeeds() {
+    let mut scene = Scene::set("once", WORKERS, Duration::from_secs(2));
+    let books = Books::open(scene.node(), SERVICE, PORT);
+    scene.client.rate(RATE).unwrap();
+    for backend in BACKENDS {
+        scene.pod(backend).kill_server().unwrap();
+    }
+    let report = scene.more(400);
+    let report = report.and(&scene.client.pause().unwrap());
+    assert!(report.answered() < 200, "{report:?}");
+    assert_eq!(
+        books.since().refused,
+        failed(&report, "refused"),
+        "{report:?}"
+    );
+    scene.expect_first_connect();
+}
+
+/// What a pod does with connects to it.
+fn gate(verdict: &str) -> String {
+    format!(
+        "table inet gate {{ chain in {{ type filter hook input priority 0\ntcp dport {PORT} {verdict}\n}}\n}}\n"
+    )
+}
+
+fn open(pod: &Pod<'_>) {
+    pod.netns().nft("delete table inet gate\n").unwrap();
+}

@@ -117,6 +117,12 @@ impl Scene {
     }
 }
 
+fn page(node: Node<'_>) -> String {
+    let (status, body) = node.agent_http("/metrics").unwrap();
+    assert_eq!(status, 200, "{body}");
+    body
+}
+
 fn failed(report: &Report, how: &str) -> u64 {
     report.failures.get(how).copied().unwrap_or_default()
 }
@@ -146,7 +152,31 @@ fn a_killed_backend_costs_three_refusals_and_comes_back() {
     assert_eq!((kernel.unreachable, kernel.timed_out), (0, 0), "{kernel:?}");
     scene.pod(BACKENDS[0]).start_server().unwrap();
     let back = scene.until_back();
-    assert_eq!(books.since().refused, refused + failed(&back, "refused"));
+    let refused = refused + failed(&back, "refused");
+    assert_eq!(books.since().refused, refused);
+    // Metrics say the same: of all families together, from the first connect on.
+    let page = page(scene.node());
+    let of = |cluster: &str| format!("service=\"{SERVICE}\"{cluster}");
+    let pair = of(",cluster=\"east\"");
+    let metric = |name: &str, labels: &str| {
+        let line = format!("isthmus_{name}{{{labels}}} ");
+        let found = page.lines().find_map(|l| l.strip_prefix(&line));
+        found
+            .unwrap_or_else(|| panic!("no {line}in:\n{page}"))
+            .parse::<f64>()
+            .unwrap()
+    };
+    let reason = format!("{pair},reason=\"refused\"");
+    assert_eq!(
+        metric("service_failed_connects_total", &reason),
+        refused as f64
+    );
+    assert_eq!(metric("service_ejections_total", &of("")), 1.0);
+    assert_eq!(metric("service_backends_ejected", &pair), 0.0);
+    // Two backends, a port each of TCP and UDP, two families.
+    assert_eq!(metric("service_backends", &pair), 8.0);
+    let all = scene.client.total().requests;
+    assert_eq!(metric("service_connects_total", &pair), all as f64);
 }
 
 /// The process lives; its listener is gone.

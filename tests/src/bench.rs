@@ -6,6 +6,7 @@
 
 pub mod arena;
 mod change;
+mod death;
 mod failover;
 mod footprint;
 pub mod machine;
@@ -37,7 +38,7 @@ pub struct Options {
     /// Print JSON, without the raw batches
     #[arg(long)]
     pub json: bool,
-    /// Rounds of each row (G1, G9), repetitions (G8, G18), changes (G12, G16, scale), switches (G17)
+    /// Rounds of each row (G1, G9), repetitions (G8, G18), changes (G12, G16, scale), kills (G13a), switches (G17)
     #[arg(long, value_name = "N")]
     pub batches: Option<usize>,
     /// Where rows, raw batches and the machine are written, a file for each budget
@@ -59,6 +60,9 @@ pub enum Budget {
     /// Memory and times with 100,000 endpoints of another cluster
     #[value(name = "G12")]
     G12,
+    /// A backend is killed with no agent alive: connects that fail
+    #[value(name = "G13a")]
+    G13a,
     /// From a manifest's change until connects see it
     #[value(name = "G16")]
     G16,
@@ -85,6 +89,7 @@ impl Budget {
             Self::G8 => way::services(batches),
             Self::G9 => way::churn(batches),
             Self::G12 => scale::mesh(batches),
+            Self::G13a => death::run(batches),
             Self::G16 => change::run(batches),
             Self::G17 => failover::run(batches),
             Self::G18 => footprint::run(batches),

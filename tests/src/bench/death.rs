@@ -1,0 +1,245 @@
+//! G13a, a backend's death: killed under load with no agent alive, until no connect fails.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use super::sheet::{Row, Sheet, Target, Unit};
+use super::stats::{Estimate, quantile, quantile_estimate};
+use crate::client::{Report, monotonic};
+use crate::lab::{Lab, Node};
+use crate::manifests::PodStatus;
+use crate::process::Programs;
+use crate::spec::{ClusterSpec, LabSpec, PodSpec};
+use crate::traffic::{Requests, Traffic};
+
+const KILLS: usize = 100;
+const BACKENDS: usize = 10;
+const RATE: f64 = 20_000.0;
+const WORKERS: usize = 2;
+/// How long traffic goes on before the kill, and after it.
+const STRETCH: Duration = Duration::from_millis(150);
+const FAILED: f64 = 3.0;
+const P99: f64 = 5.0;
+const PORT: u16 = 8080;
+const ADDRESS: &str = "10.96.0.10:80";
+const SERVICE: &str = "bench/backend";
+const MANIFEST: &str = "apiVersion: v1
+kind: Service
+metadata:
+  name: backend
+  namespace: bench
+spec:
+  clusterIP: 10.96.0.10
+  selector: {app: backend}
+  ports:
+  - {port: 80, targetPort: 8080}
+";
+
+/// What one death cost.
+struct Death {
+    /// Connects that failed; the kernel's count is the same.
+    failed: u64,
+    /// Connections that the backend had accepted, or had in its queue, when it died: their connects had succeeded.
+    broken: u64,
+    /// From the kill to the last failure; 0 if none failed. In milliseconds.
+    from_kill: f64,
+    /// From the first failure to the last.
+    from_first: f64,
+    requests: u64,
+    seconds: f64,
+}
+
+pub fn run(batches: Option<usize>) -> Result<Sheet> {
+    let kills = batches.unwrap_or(KILLS).max(2);
+    let lab = Lab::build("bench", &spec(), Programs::beside_this_one()?)?;
+    let cluster = lab.cluster("east")?;
+    cluster.manifests().write("service.yaml", MANIFEST)?;
+    lab.start()?;
+    let node = lab.node("east-1")?;
+    wait_for_backends(node, BACKENDS)?;
+    let requests = Requests::to(&format!("{ADDRESS}={SERVICE}"))?.workers(WORKERS);
+    let mut client = lab.pod("east/client")?.traffic(&requests)?;
+    let deaths: Result<Vec<Death>> = (0..kills)
+        .map(|kill| {
+            death(&lab, &mut client, kill % BACKENDS + 1).with_context(|| format!("kill {kill}"))
+        })
+        .collect();
+    let deaths = deaths.with_context(|| lab.last_words())?;
+    client.stop()?;
+    lab.down()?;
+    Ok(sheet(&deaths))
+}
+
+fn sheet(deaths: &[Death]) -> Sheet {
+    let values = |of: fn(&Death) -> f64| deaths.iter().map(of).collect::<Vec<_>>();
+    let failed = values(|death| count(death.failed));
+    let (from_kill, from_first) = (values(|d| d.from_kill), values(|d| d.from_first));
+    let requests: u64 = deaths.iter().map(|death| death.requests).sum();
+    let seconds: f64 = deaths.iter().map(|death| death.seconds).sum();
+    let broken: u64 = deaths.iter().map(|death| death.broken).sum();
+    let rate = count(requests) / seconds;
+    let row =
+        |what: &str, values: &[f64], q, unit| Row::new(what, quantile_estimate(values, q), unit);
+    let most = quantile(failed.clone(), 1.0);
+    Sheet {
+        title: "a backend of ten is killed: connects that fail until the kernel leaves it out",
+        method: format!(
+            "{} kills (-9) of one of {BACKENDS} backends, each with no agent alive and no manifest changed; one client of {WORKERS} threads \
+             made {rate:.0} TCP connects a second ({RATE:.0} asked for), each of a fresh socket with an answer and a reset; the kernel's count \
+             of refusals was the client's after each kill; between kills the agent was started and the Pod declared anew; \
+             [95% bootstrap interval]",
+            deaths.len()
+        ),
+        rows: vec![
+            row("failed connects a kill, p50", &failed, 0.5, Unit::Count),
+            row("failed connects a kill, p99", &failed, 0.99, Unit::Count)
+                .at_most(Target::Ours(FAILED)),
+            Row::new(
+                "failed connects a kill, max",
+                Estimate::exact(most),
+                Unit::Count,
+            ),
+            row(
+                "kill to last failure, p50",
+                &from_kill,
+                0.5,
+                Unit::Milliseconds,
+            ),
+            row(
+                "kill to last failure, p99",
+                &from_kill,
+                0.99,
+                Unit::Milliseconds,
+            )
+            .at_most(Target::Ours(P99)),
+            row(
+                "first failure to last, p50",
+                &from_first,
+                0.5,
+                Unit::Milliseconds,
+            ),
+            row(
+                "first failure to last, p99",
+                &from_first,
+                0.99,
+                Unit::Milliseconds,
+            ),
+            Row::new(
+                "connections broken off by the kill, in all",
+                Estimate::exact(count(broken)),
+                Unit::Count,
+            ),
+            Row::new("connects a second", Estimate::exact(rate), Unit::Count),
+        ],
+        raw: json!({
+            "unit": "milliseconds",
+            "failed": failed,
+            "from_kill": from_kill,
+            "from_first": from_first,
+            "broken": values(|death| count(death.broken)),
+            "requests": requests,
+        }),
+    }
+}
+
+/// Kills the agent, then one backend, under traffic; then makes all as it was.
+fn death(lab: &Lab, client: &mut Traffic, number: usize) -> Result<Death> {
+    let node = lab.node("east-1")?;
+    let pod = lab.pod(&format!("east/backend-{number}"))?;
+    let at = pod.addresses().first().copied();
+    let at = at.context("a backend that serves nothing")?;
+    let health = node.health_of(&node.frontend(SERVICE, 80, false)?)?;
+    let before = health.backend(at)?;
+    client.rate(RATE)?;
+    node.kill_agent()?;
+    // The length of a measurement, not a wait for anything.
+    std::thread::sleep(STRETCH);
+    let warm = client.mark()?;
+    ensure!(warm.failed() == 0, "failures before the kill: {warm:?}");
+    let (begin, killed) = (Instant::now(), monotonic());
+    pod.kill_server()?;
+    std::thread::sleep(STRETCH);
+    let report = client.pause()?;
+    let seconds = begin.elapsed().as_secs_f64();
+    ensure!(report.wrong == 0, "answered by another service: {report:?}");
+    let now = health.backend(at)?;
+    let failed = refused(&report);
+    let counted = now.refused - before.refused;
+    ensure!(now.is_out(), "not ejected: {now:?} {report:?}");
+    ensure!(
+        counted == failed.len() as u64,
+        "the kernel counted {counted} refusals: {report:?}"
+    );
+    pod.start_server()?;
+    node.start_agent(&[])?;
+    // As another Pod it is another backend, against which nothing is held.
+    pod.declare(PodStatus::NotReady)?;
+    wait_for_backends(node, BACKENDS - 1)?;
+    pod.declare(PodStatus::Ready)?;
+    wait_for_backends(node, BACKENDS)?;
+    let last = failed.last().copied().unwrap_or(killed);
+    let first = failed.first().copied().unwrap_or(last);
+    Ok(Death {
+        failed: counted,
+        broken: report.failed() - counted,
+        from_kill: milliseconds(killed, last),
+        from_first: milliseconds(first, last),
+        requests: report.requests,
+        seconds,
+    })
+}
+
+/// When connects were refused, in order. A report tells the moments of its first failures only; far more of them would be
+/// refused than are told here, and then the counts differ.
+fn refused(report: &Report) -> Vec<u64> {
+    let told = report.told.iter().filter(|f| f.error == "refused");
+    let mut moments: Vec<u64> = told.map(|f| f.at).collect();
+    moments.sort_unstable();
+    moments
+}
+
+fn wait_for_backends(node: Node<'_>, backends: usize) -> Result<()> {
+    let what = format!("has {backends} backends");
+    node.wait_frontend(SERVICE, 80, &what, |f| f.serving() == backends)
+        .map(drop)
+}
+
+fn spec() -> LabSpec {
+    let pod = |name: &str, count, serves| PodSpec {
+        name: name.to_owned(),
+        count,
+        namespace: "bench".to_owned(),
+        labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
+        serves: Some(serves),
+    };
+    let served = BTreeMap::from([(PORT, SERVICE.to_owned())]);
+    LabSpec {
+        clusters: vec![ClusterSpec {
+            name: "east".to_owned(),
+            id: 1,
+            region: None,
+            nodes: 1,
+            manifests: None,
+            pods: vec![
+                pod("backend", BACKENDS.try_into().unwrap_or(u8::MAX), served),
+                pod("client", 1, BTreeMap::new()),
+            ],
+        }],
+        links: vec![],
+    }
+}
+
+fn milliseconds(from: u64, to: u64) -> f64 {
+    count(to.saturating_sub(from)) / 1e6
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "counts and times of a run, far below 2^52"
+)]
+fn count(n: u64) -> f64 {
+    n as f64
+}

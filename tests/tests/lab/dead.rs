@@ -3,13 +3,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
-use std::net::{SocketAddr, TcpListener};
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use isthmus_tests::client::Report;
 use isthmus_tests::hostile::{Account, Behaviour};
 use isthmus_tests::{Lab, Node, Pod, Requests, Traffic, wait_for};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::books::Books;
 use super::common::{ALONE, PORT, SERVICE, at_least, running};
@@ -183,40 +188,62 @@ fn a_killed_backend_costs_three_refusals_and_comes_back() {
 #[test]
 fn a_closed_listener_costs_three_refusals() {
     let mut scene = Scene::set("closed", WORKERS, Duration::from_secs(2));
-    scene.pod(BACKENDS[0]).kill_server().unwrap();
+    let listener = Impostor::instead_of(&scene.pod(BACKENDS[0]), Some(Duration::ZERO));
+    let (report, books) = scene.until_out(1, |_| drop(listener));
+    let refused = failed(&report, "refused");
+    expect_three(refused, &report);
+    let kernel = books.since();
+    assert_eq!(
+        (kernel.refused, kernel.ejections),
+        (refused, 1),
+        "{kernel:?}"
+    );
+}
+
+/// It accepts, and answers late: that is no failure.
+#[test]
+fn a_slow_backend_is_not_ejected() {
+    let mut scene = Scene::set("slow", 16, Duration::from_secs(10));
+    let delay = Duration::from_millis(300);
+    let slow = Impostor::instead_of(&scene.pod(BACKENDS[0]), Some(delay));
+    let books = Books::open(scene.node(), SERVICE, PORT);
+    scene.client.rate(RATE).unwrap();
+    let report = scene.more(200);
+    let report = report.and(&scene.client.pause().unwrap());
+    assert_eq!(
+        (report.failed(), report.answers.len()),
+        (0, 2),
+        "{report:?}"
+    );
+    let kernel = books.since();
+    assert_eq!(
+        (kernel.ejections, kernel.connects),
+        (0, report.requests),
+        "{kernel:?}"
+    );
+    drop(slow);
+}
+
+/// It does not accept. When its queue is full, the kernel behind it drops SYNs: a black hole to those who come then.
+#[test]
+fn a_backend_whose_queue_is_full_is_ejected_by_first_time_outs() {
+    const QUEUE: u64 = 4;
+    let mut scene = Scene::set("queue", 32, Duration::from_secs(8));
+    let client = scene.pod("east/client").netns();
+    client.sysctl(&[("net/ipv4/tcp_syn_retries", "1")]).unwrap();
     let netns = scene.pod(BACKENDS[0]).netns();
-    let open = netns
-        .run(|| TcpListener::bind(("0.0.0.0", PORT)))
-        .unwrap()
-        .unwrap();
-    open.set_nonblocking(true).unwrap();
-    let closed = AtomicBool::new(false);
-    let answer = format!("{SERVICE} east/backend-1\n");
-    std::thread::scope(|scope| {
-        let (closed, answer) = (&closed, &answer);
-        scope.spawn(move || {
-            while !closed.load(Ordering::Relaxed) {
-                match open.accept() {
-                    Ok((mut stream, _)) => {
-                        // A client that is gone already did not want the answer.
-                        let _ = std::io::Write::write_all(&mut stream, answer.as_bytes());
-                    }
-                    Err(_) => std::thread::yield_now(),
-                }
-            }
-        });
-        // It may have been ejected while nobody listened.
-        scene.until_back();
-        let (report, books) = scene.until_out(1, |_| closed.store(true, Ordering::Relaxed));
-        let refused = failed(&report, "refused");
-        expect_three(refused, &report);
-        let kernel = books.since();
-        assert_eq!(
-            (kernel.refused, kernel.ejections),
-            (refused, 1),
-            "{kernel:?}"
-        );
-    });
+    let queue = QUEUE.to_string();
+    netns.sysctl(&[("net/core/somaxconn", &queue)]).unwrap();
+    let deaf = Impostor::instead_of(&scene.pod(BACKENDS[0]), None);
+    let (_, books) = scene.until_out(1, |_| ());
+    let kernel = books.since();
+    let report = scene.client.total();
+    assert_eq!((kernel.ejections, kernel.refused), (1, 0), "{kernel:?}");
+    // Those in the queue were established, and got no answer.
+    let unanswered = failed(report, "timed out") - kernel.timed_out;
+    assert!(unanswered <= 2 * QUEUE, "{kernel:?} {report:?}");
+    assert_eq!(report.failed(), failed(report, "timed out"), "{report:?}");
+    drop(deaf);
 }
 
 /// The connects wait: an ICMP error that comes back while `connect` still holds the socket is a hint to the kernel, and the
@@ -311,6 +338,61 @@ fn the_first_connect_after_all_died_at_once_succeeds() {
         "{report:?}"
     );
     scene.expect_first_connect();
+}
+
+/// How often an impostor looks whether it is to close.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// A listener in the place of a pod's server, held by the test.
+struct Impostor {
+    closing: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Impostor {
+    /// Ends the server. `answers` is how long each answer takes; without it nothing is accepted.
+    fn instead_of(pod: &Pod<'_>, answers: Option<Duration>) -> Self {
+        pod.kill_server().unwrap();
+        let listener = pod.netns().run(|| TcpListener::bind(("0.0.0.0", PORT)));
+        let listener = listener.unwrap().unwrap();
+        let closing = Arc::new(AtomicBool::new(false));
+        let (closed, name) = (Arc::clone(&closing), format!("{SERVICE} {}\n", pod.name()));
+        let thread = std::thread::spawn(move || {
+            let mut wait = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            while !closed.load(Ordering::Relaxed) {
+                let Some(delay) = answers else {
+                    std::thread::park_timeout(LOOK);
+                    continue;
+                };
+                let look = PollTimeout::try_from(LOOK).unwrap();
+                if poll(&mut wait, look).unwrap() == 1 {
+                    let (stream, _) = listener.accept().unwrap();
+                    let name = name.clone();
+                    std::thread::spawn(move || answer(stream, delay, &name));
+                }
+            }
+        });
+        Self {
+            closing,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Impostor {
+    fn drop(&mut self) {
+        self.closing.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn answer(mut stream: TcpStream, delay: Duration, name: &str) {
+    // How long this server takes, not a wait for anything.
+    std::thread::sleep(delay);
+    // A client that is gone already did not want the answer.
+    let _ = stream.write_all(name.as_bytes());
 }
 
 /// What a pod does with connects to it.

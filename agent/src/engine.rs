@@ -33,7 +33,7 @@ use crate::datapath::{
 use crate::events::{Backend, Happening, Monitors, Now, What, understand};
 use crate::tally::Tally;
 
-pub use grace::{GraceError, NoGrace};
+pub use grace::{EngineError, NoGrace};
 pub use ports::PortIndex;
 
 use ports::Ports;
@@ -238,7 +238,7 @@ impl Engine {
         mut self,
         mut events: mpsc::Receiver<Event>,
         shutdown: CancellationToken,
-    ) -> Result<(), GraceError> {
+    ) -> Result<(), EngineError> {
         let (ask, mut waited) = grace::spawn(grace_period)?;
         loop {
             let now = Instant::now();
@@ -264,7 +264,7 @@ impl Engine {
                     Some(event) => self.take(&mut events, Some(event)),
                     None => return Ok(()),
                 },
-                said = waited.recv() => self.note_grace(said.ok_or(GraceError::Ended)?),
+                said = waited.recv() => self.note_grace(said.ok_or(EngineError::GraceEnded)?),
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -398,14 +398,16 @@ impl Engine {
         &mut self,
         now: Instant,
         ask: &thread_channel::Sender<GraceTicket>,
-    ) -> Result<Option<Instant>, GraceError> {
+    ) -> Result<Option<Instant>, EngineError> {
         let progress = self.reconciler.step(now, ROUND_WRITES);
         if let Some(ticket) = progress.want_grace {
-            ask.send(ticket).map_err(|_| GraceError::Ended)?;
+            ask.send(ticket).map_err(|_| EngineError::GraceEnded)?;
         }
         let removed = self.reconciler.take_removed();
-        if !removed.is_empty() && self.orphans.send(removed).is_err() {
-            error!("the thread that closes sockets of removed backends has ended");
+        if !removed.is_empty() {
+            self.orphans
+                .send(removed)
+                .map_err(|_| EngineError::OrphansEnded)?;
         }
         if now >= self.limits_at {
             self.keep_limits_ahead(now);

@@ -22,11 +22,13 @@ pub struct NoGrace {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum GraceError {
+pub enum EngineError {
     #[error("no thread for grace periods is to be had: {0}")]
     NoThread(#[from] io::Error),
     #[error("the thread of grace periods has ended")]
-    Ended,
+    GraceEnded,
+    #[error("the thread that closes UDP sockets of removed backends has ended")]
+    OrphansEnded,
 }
 
 type Said<Ticket = GraceTicket> = Result<Ticket, Arc<NoGrace>>;
@@ -40,7 +42,7 @@ type Ends = (
 /// Starts the thread. It tries for each ticket until the kernel grants a grace period, and says what came of each try.
 pub(super) fn spawn(
     wait: impl Fn() -> io::Result<()> + Send + 'static,
-) -> Result<Ends, GraceError> {
+) -> Result<Ends, EngineError> {
     let (ask, asked) = thread_channel::channel();
     // One ticket is under way at a time: the queues hold one at most, and one word a try.
     let (tell, told) = mpsc::unbounded_channel();

@@ -149,7 +149,7 @@ pub struct AgentArgs {
     pub lb_ring_slots_max: u32,
 
     /// Most clients of services with session affinity whose backend is remembered, each counted once for each such service;
-    /// beyond it those that connected least recently are drawn anew. Some 100 bytes of kernel memory each, 6.5 MiB at the
+    /// beyond it those that connected least recently are drawn anew. About 104 bytes of kernel memory each, 7 MiB at the
     /// default.
     #[arg(
         long,

@@ -121,7 +121,7 @@ pub fn connect(socket: &Socket, kind: Kind, to: SocketAddr) -> io::Result<()> {
             .send_to_with_flags(b"x", &SockAddr::from(to), libc::MSG_FASTOPEN)
             .map(drop),
         Kind::FastOpenConnect => {
-            fastopen::set(socket, libc::TCP_FASTOPEN_CONNECT, 1)?;
+            fastopen::connect_with_write(socket)?;
             socket.connect(&to.into())?;
             socket.send(b"x")?;
             wait_writable(socket)

@@ -96,7 +96,7 @@ impl World {
         let bpffs = PathBuf::from(format!("/sys/fs/bpf/isthmus/rows-{}", std::process::id()));
         for listener in [&tcp4, &tcp6] {
             listener.set_nonblocking(true)?;
-            fastopen::set(listener, libc::TCP_FASTOPEN, 64).context("TCP_FASTOPEN")?;
+            fastopen::listen(listener).context("TCP_FASTOPEN")?;
         }
         for socket in [&udp4, &udp6] {
             socket.set_read_timeout(Some(Duration::from_secs(2)))?;

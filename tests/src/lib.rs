@@ -21,6 +21,7 @@
 pub mod bench;
 pub mod cgroup;
 pub mod client;
+pub mod flow;
 pub mod health;
 pub mod host;
 pub mod hostile;

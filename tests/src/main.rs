@@ -121,6 +121,14 @@ enum Task {
         #[arg(long)]
         wait_to_be_killed: bool,
     },
+    /// Ask by one UDP socket, a datagram a line
+    #[command(hide = true)]
+    Flow {
+        #[arg(long)]
+        target: SocketAddr,
+        #[arg(long)]
+        connected: bool,
+    },
     /// Remove a lab when the owner of standard input is gone
     #[command(hide = true)]
     Warden { name: LabName },
@@ -217,6 +225,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             connects,
             hold: Duration::from_millis(hold_ms),
         })?,
+        Task::Flow { target, connected } => isthmus_tests::flow::run(target, connected)?,
         Task::Warden { name } => isthmus_tests::warden::watch(&name)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -11,6 +11,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
+use crate::flow::Flow;
 use crate::host::run;
 use crate::hostile::{Account, Behaviour};
 use crate::lab::{Lab, lock};
@@ -190,6 +191,12 @@ impl Pod<'_> {
         let account: Account = serde_json::from_str(&said).with_context(|| said.clone())?;
         ensure!(account.balances(), "{account:?}");
         Ok(account)
+    }
+    /// Opens a UDP socket for a long flow; connected or not.
+    pub fn flow(&self, target: SocketAddr, connected: bool) -> Result<Flow> {
+        let program = self.lab.programs.find("isthmus-lab")?;
+        let command = self.place().background(&self.lab.programs, &program)?;
+        Flow::start(command, target, connected)
     }
     /// Starts a client; it sends nothing before [`Traffic::rate`].
     pub fn traffic(&self, requests: &Requests) -> Result<Traffic> {

@@ -17,5 +17,6 @@ mod lab {
     mod links;
     mod restart;
     mod traps;
+    mod udp;
     mod world;
 }

@@ -65,7 +65,7 @@ impl Found {
             found.missing_kernels = pins
                 .kernels
                 .iter()
-                .filter(|kernel| !kernels::image(tree, &kernel.series).is_file())
+                .filter(|kernel| !kernels::is_there(tree, &kernel.series))
                 .cloned()
                 .collect();
             found.missing_busybox = !kernels::busybox(tree).is_file();

@@ -16,6 +16,30 @@ pub(crate) fn image(tree: &Tree, series: &str) -> PathBuf {
     directory(tree).join(format!("vmlinuz-{series}"))
 }
 
+/// Modules of a kernel that the rows need, in the order of loading: a host loads them when somebody asks.
+const MODULES: [&str; 2] = ["inet_diag", "udp_diag"];
+
+/// The files of these modules, perhaps compressed, once they are fetched; none of one that is not.
+pub(crate) fn modules(tree: &Tree, series: &str) -> Vec<PathBuf> {
+    let shelf = shelf(tree, series);
+    let file = |name: &str| {
+        ["ko", "ko.xz"]
+            .map(|end| shelf.join(format!("{name}.{end}")))
+            .into_iter()
+            .find(|file| file.is_file())
+    };
+    MODULES.into_iter().filter_map(file).collect()
+}
+
+fn shelf(tree: &Tree, series: &str) -> PathBuf {
+    directory(tree).join(format!("modules-{series}"))
+}
+
+/// Whether the kernel and its modules are fetched.
+pub(crate) fn is_there(tree: &Tree, series: &str) -> bool {
+    image(tree, series).is_file() && modules(tree, series).len() == MODULES.len()
+}
+
 /// A static busybox, once it is fetched.
 pub(crate) fn busybox(tree: &Tree) -> PathBuf {
     directory(tree).join("busybox")
@@ -48,23 +72,41 @@ pub(crate) fn fetch_kernel(tree: &Tree, kernel: &KernelPackage) -> Result<()> {
             })?
         }
     };
-    fetch(
-        tree,
-        &package,
-        |file| file.starts_with("vmlinuz-"),
-        "boot",
-        &image(tree, &kernel.series),
-    )
+    fetch(tree, &package, |unpacked| {
+        let modules = shelf(tree, &kernel.series);
+        run_quietly(tree.caller.user("mkdir").arg("--parents").arg(&modules))?;
+        for name in MODULES {
+            for version in entries(&unpacked.join("lib/modules"))? {
+                let drivers = unpacked.join(format!("lib/modules/{version}/kernel/net/ipv4"));
+                for file in entries(&drivers)? {
+                    if file.split_once('.').is_some_and(|(stem, _)| stem == name) {
+                        take(&drivers, |other| other == file, &modules.join(&file))?;
+                    }
+                }
+            }
+        }
+        take(
+            &unpacked.join("boot"),
+            |file| file.starts_with("vmlinuz-"),
+            &image(tree, &kernel.series),
+        )
+    })?;
+    anyhow::ensure!(
+        is_there(tree, &kernel.series),
+        "{package} lacks one of the modules {}",
+        MODULES.join(", ")
+    );
+    Ok(())
 }
 
 pub(crate) fn fetch_busybox(tree: &Tree, package: &str) -> Result<()> {
-    fetch(
-        tree,
-        package,
-        |file| file == "busybox",
-        "bin",
-        &busybox(tree),
-    )
+    fetch(tree, package, |unpacked| {
+        take(
+            &unpacked.join("bin"),
+            |file| file == "busybox",
+            &busybox(tree),
+        )
+    })
 }
 
 /// The newest package of a series: the numbers between the name's beginning and its end decide.
@@ -87,14 +129,8 @@ fn newest<'a>(kernel: &KernelPackage, names: impl Iterator<Item = &'a str>) -> O
     candidates.first().map(|(_, name)| (*name).to_owned())
 }
 
-/// Downloads a package, takes one file out of it, and forgets the rest.
-fn fetch(
-    tree: &Tree,
-    package: &str,
-    wanted: impl Fn(&str) -> bool,
-    below: &str,
-    to: &Path,
-) -> Result<()> {
+/// Downloads and unpacks a package, has `use_it` take what it wants, and forgets the rest.
+fn fetch(tree: &Tree, package: &str, use_it: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let scratch = directory(tree).join(format!("fetch-{package}"));
     run_quietly(tree.caller.user("mkdir").arg("--parents").arg(&scratch))?;
     let download = |tree: &Tree| {
@@ -124,11 +160,15 @@ fn fetch(
         &archive,
         ".",
     ]))?;
-    let shelf = scratch.join(below);
-    let file = entries(&shelf)?.into_iter().find(|name| wanted(name));
-    let file = file.with_context(|| format!("{package} holds no such file in /{below}"))?;
-    fs::rename(shelf.join(file), to).with_context(|| format!("cannot write {}", to.display()))?;
+    use_it(&scratch)?;
     fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))
+}
+
+/// Moves a file of a directory.
+fn take(from: &Path, wanted: impl Fn(&str) -> bool, to: &Path) -> Result<()> {
+    let file = entries(from)?.into_iter().find(|name| wanted(name));
+    let file = file.with_context(|| format!("no such file in {}", from.display()))?;
+    fs::rename(from.join(file), to).with_context(|| format!("cannot write {}", to.display()))
 }
 
 fn entries(directory: &Path) -> Result<Vec<String>> {

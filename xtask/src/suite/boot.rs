@@ -14,8 +14,9 @@ pub(super) const BOOTED: &str = "booted Linux ";
 /// What `init` says when the program has ended: its exit status follows.
 const ENDED: &str = "isthmus-booted-program ended with ";
 
-/// The first process of a booted machine: it mounts what an agent expects of a host, runs the program, and switches off.
-pub(super) fn init(program: &str) -> String {
+/// The first process of a booted machine: it mounts what an agent expects of a host, prepares, runs the program, and
+/// switches off.
+pub(super) fn init(prepare: &str, program: &str) -> String {
     format!(
         "#!/bin/sh\n\
          export PATH=/bin:/sbin HOME=/root\n\
@@ -28,6 +29,7 @@ pub(super) fn init(program: &str) -> String {
          mount -t bpf bpf /sys/fs/bpf\n\
          ip link set lo up\n\
          ulimit -n 65536\n\
+         {prepare}\
          echo \"{BOOTED}$(uname -r)\"\n\
          {program}\n\
          echo \"{ENDED}$?\"\n\

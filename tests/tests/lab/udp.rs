@@ -1,0 +1,259 @@
+//! UDP that lives long or is short and plenty, and clients that come back: flows, a resolver, session affinity.
+
+#![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+use std::net::{SocketAddr, UdpSocket};
+use std::process::Command;
+
+use isthmus_tests::flow::{Flow, Said};
+use isthmus_tests::{Lab, Pod, PodStatus, wait_for};
+use serde_json::{Value, json};
+
+use super::common::{
+    ALONE, PORT, SERVICE, SOON, at_least, client, collect_until, expect_all_translated,
+    named_service, running, service,
+};
+
+/// Where the service is, over IPv4 and IPv6.
+fn addresses(lab: &Lab) -> [SocketAddr; 2] {
+    let node = lab.node("east-1").unwrap();
+    [false, true].map(|v6| node.frontend(SERVICE, PORT, v6).unwrap().target().unwrap())
+}
+
+fn backends(lab: &Lab) -> [Pod<'_>; 2] {
+    ["east/backend-1", "east/backend-2"].map(|name| lab.pod(name).unwrap())
+}
+
+/// Which of the two answered.
+fn which(backends: &[Pod<'_>; 2], said: &Said) -> usize {
+    let named = |pod: &Pod<'_>| said.answer == format!("{SERVICE} {}", pod.name());
+    backends.iter().position(named).unwrap()
+}
+
+/// Asks, and expects an answer that is shown as the service's.
+fn answered(flow: &mut Flow, address: SocketAddr) -> Said {
+    let said = flow.ask().unwrap().unwrap();
+    assert_eq!(said.from, address, "{said:?}");
+    said
+}
+
+#[test]
+fn a_long_flow_without_a_connect_keeps_its_backend_while_it_is_there() {
+    let lab = running("flow", ALONE);
+    let pods = backends(&lab);
+    let node = lab.node("east-1").unwrap();
+    let pod = lab.pod("east/client").unwrap();
+    for address in addresses(&lab) {
+        let mut flow = pod.flow(address, false).unwrap();
+        let first = answered(&mut flow, address);
+        let mut stays = |why: &str| {
+            for _ in 0..100 {
+                assert_eq!(answered(&mut flow, address), first, "{why}");
+            }
+        };
+        stays("at rest");
+        node.kill_agent().unwrap();
+        stays("without an agent");
+        node.start_agent(&[]).unwrap();
+        stays("with the next agent");
+        // New maps: the backend has another id there.
+        node.stop_agent().unwrap();
+        node.start_agent(&["--lb-backends-max", "4096"]).unwrap();
+        stays("after a change of the maps' sizes");
+        let leaving = &pods[which(&pods, &first)];
+        leaving.withdraw().unwrap();
+        let (_, next) = wait_for("the flow goes to the other backend", SOON, || {
+            let said = answered(&mut flow, address);
+            Ok((said != first).then_some(said))
+        })
+        .unwrap();
+        assert_ne!(which(&pods, &next), which(&pods, &first));
+        leaving.declare(PodStatus::Ready).unwrap();
+        node.wait_frontend(SERVICE, PORT, "has both again", |f| f.serving() == 2)
+            .unwrap();
+        assert_eq!(answered(&mut flow, address), next, "it does not go back");
+        node.stop_agent().unwrap();
+        node.start_agent(&[]).unwrap();
+    }
+    expect_all_translated(&lab);
+}
+
+#[test]
+fn a_connected_socket_of_a_removed_backend_is_closed() {
+    let lab = running("orphan", ALONE);
+    let pods = backends(&lab);
+    let pod = lab.pod("east/client").unwrap();
+    for address in addresses(&lab) {
+        let mut flows: Vec<(Flow, usize)> = (0..20)
+            .map(|_| {
+                let mut flow = pod.flow(address, true).unwrap();
+                let which = which(&pods, &answered(&mut flow, address));
+                (flow, which)
+            })
+            .collect();
+        // It is out of the draw, and keeps its flows.
+        pods[0].declare(PodStatus::NotReady).unwrap();
+        let node = lab.node("east-1").unwrap();
+        node.wait_frontend(SERVICE, PORT, "has one", |f| f.serving() == 1)
+            .unwrap();
+        for (flow, before) in &mut flows {
+            assert_eq!(which(&pods, &answered(flow, address)), *before);
+        }
+        pods[0].withdraw().unwrap();
+        for (flow, before) in &mut flows {
+            if *before == 0 {
+                let (_, error) =
+                    wait_for("its socket is closed", SOON, || Ok(flow.ask()?.err())).unwrap();
+                // Who sends finds no peer any more; who waits for an answer is told ECONNABORTED.
+                let told = ["os error 89", "os error 103"];
+                assert!(told.iter().any(|told| error.contains(told)), "{error}");
+            }
+        }
+        for (flow, before) in flows.iter_mut().filter(|(_, before)| *before == 1) {
+            assert_eq!(
+                which(&pods, &answered(flow, address)),
+                *before,
+                "a neighbour"
+            );
+        }
+        pods[0].declare(PodStatus::Ready).unwrap();
+        node.wait_frontend(SERVICE, PORT, "has both again", |f| f.serving() == 2)
+            .unwrap();
+    }
+}
+
+#[test]
+fn clients_come_back_where_the_service_asks_for_it() {
+    let lab = running("sessions", ALONE);
+    let pods = backends(&lab);
+    let manifests = lab.cluster("east").unwrap().manifests();
+    let mut object: Value = service(&[("service.cilium.io/global", "true")]);
+    object["spec"]["sessionAffinity"] = json!("ClientIP");
+    // Each family is a frontend of its own, with clients of its own.
+    object["spec"]["ipFamilyPolicy"] = json!("SingleStack");
+    let mut traffic = {
+        let target = format!("{}={SERVICE}", addresses(&lab)[0]);
+        let requests = isthmus_tests::Requests::to(&target).unwrap();
+        lab.pod("east/client").unwrap().traffic(&requests).unwrap()
+    };
+    traffic.rate(2000.0).unwrap();
+    collect_until(&mut traffic, "both answer", |r| r.answers.len() == 2);
+    manifests.write_objects("backend.yaml", &[object]).unwrap();
+    collect_until(&mut traffic, "one answers", |r| {
+        r.failed() == 0 && r.answers.len() == 1
+    });
+    let kept = at_least(&mut traffic, 1000);
+    assert_eq!((kept.failed(), kept.answers.len()), (0, 1), "{kept:?}");
+    let name = kept.answers.keys().next().unwrap().clone();
+    let leaving = pods.iter().find(|pod| name.ends_with(&pod.name())).unwrap();
+    leaving.declare(PodStatus::NotReady).unwrap();
+    collect_until(&mut traffic, "the other answers", |r| {
+        r.failed() == 0 && r.answers.len() == 1 && !r.answers.contains_key(&name)
+    });
+    leaving.declare(PodStatus::Ready).unwrap();
+    let node = lab.node("east-1").unwrap();
+    node.wait_frontend(SERVICE, PORT, "has both again", |f| f.serving() == 2)
+        .unwrap();
+    let kept = at_least(&mut traffic, 1000);
+    assert_eq!((kept.failed(), kept.answers.len()), (0, 1), "{kept:?}");
+    assert!(!kept.answers.contains_key(&name), "it does not go back");
+    manifests
+        .write_objects(
+            "backend.yaml",
+            &[service(&[("service.cilium.io/global", "true")])],
+        )
+        .unwrap();
+    collect_until(&mut traffic, "both answer", |r| r.answers.len() == 2);
+    drop(traffic);
+    let mut again = client(&lab, "east/client", "east-1");
+    again.rate(2000.0).unwrap();
+    collect_until(&mut again, "both answer new clients", |r| {
+        r.failed() == 0 && r.answers.len() == 2
+    });
+}
+
+const DNS: u16 = 53;
+const RESOLVES_TO: [u8; 4] = [192, 0, 2, 7];
+
+#[test]
+fn the_system_s_resolver_asks_a_service() {
+    let lab = running("dns", ALONE);
+    for pod in &backends(&lab) {
+        answer_queries(pod);
+    }
+    let manifests = lab.cluster("east").unwrap().manifests();
+    let object = named_service("dns", DNS, DNS, &[]);
+    manifests.write_objects("dns.yaml", &[object]).unwrap();
+    let node = lab.node("east-1").unwrap();
+    let (_, frontend) = node
+        .wait_frontend("production/dns", DNS, "has both", |f| f.serving() == 2)
+        .unwrap();
+    // Of both families' UDP frontends.
+    let connects = || -> u64 {
+        let all = node.frontends_of("production/dns", DNS).unwrap();
+        let udp = all.iter().filter(|f| f.protocol == "UDP");
+        let counts = udp.flat_map(|f| f.backends.iter().filter_map(|b| b.connects));
+        counts.sum()
+    };
+    let before = connects();
+    let conf = std::env::temp_dir().join(format!("{}-resolv.conf", lab.name()));
+    let server = frontend.target().unwrap().ip();
+    std::fs::write(&conf, format!("nameserver {server}\noptions attempts:1\n")).unwrap();
+    let script = format!(
+        "mount --bind {} /etc/resolv.conf && for i in $(seq 50); do getent ahostsv4 name-$i.example || exit 1; done",
+        conf.display()
+    );
+    let mut command: Command = lab
+        .pod("east/client")
+        .unwrap()
+        .command("/usr/bin/unshare")
+        .unwrap();
+    let output = command
+        .args(["--mount", "sh", "-c", &script])
+        .output()
+        .unwrap();
+    std::fs::remove_file(&conf).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{output:?}");
+    let found = said.lines().filter(|line| line.starts_with("192.0.2.7 "));
+    assert!(found.count() >= 50, "{said}");
+    let counted = connects() - before;
+    assert!(counted >= 50, "{counted} connects");
+    expect_all_translated(&lab);
+}
+
+/// A name server that knows one address for every name, and no other record.
+fn answer_queries(pod: &Pod<'_>) {
+    let socket = pod
+        .netns()
+        .run(|| UdpSocket::bind(("0.0.0.0", DNS)))
+        .unwrap()
+        .unwrap();
+    std::thread::spawn(move || {
+        let mut query = [0; 512];
+        while let Ok((len, from)) = socket.recv_from(&mut query) {
+            if let Some(answer) = answer(&query[..len]) {
+                // A client that is gone already did not want the answer.
+                let _ = socket.send_to(&answer, from);
+            }
+        }
+    });
+}
+
+/// RFC 1035, 4.1: the question comes back, and for type A one record after it.
+fn answer(query: &[u8]) -> Option<Vec<u8>> {
+    const HEADER: usize = 12;
+    let end = HEADER + query.get(HEADER..)?.iter().position(|byte| *byte == 0)? + 1 + 4;
+    let question = query.get(HEADER..end)?;
+    let is_a = question[question.len() - 4..question.len() - 2] == [0, 1];
+    let mut answer = query[..2].to_vec();
+    // A response, recursion available; one question, one answer or none.
+    answer.extend([0x81, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0]);
+    answer.extend(question);
+    if is_a {
+        // Its name is the question's; class IN, 60 s, four bytes.
+        answer.extend([0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+        answer.extend(RESOLVES_TO);
+    }
+    Some(answer)
+}

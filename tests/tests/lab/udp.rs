@@ -91,8 +91,8 @@ fn a_connected_socket_of_a_removed_backend_is_closed() {
                 (flow, which)
             })
             .collect();
-        // It is out of the draw, and keeps its flows.
-        pods[0].declare(PodStatus::NotReady).unwrap();
+        // On its way out, and out of the draw, it keeps its flows.
+        pods[0].declare(PodStatus::Terminating).unwrap();
         let node = lab.node("east-1").unwrap();
         node.wait_frontend(SERVICE, PORT, "has one", |f| f.serving() == 1)
             .unwrap();

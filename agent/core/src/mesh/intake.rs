@@ -152,6 +152,10 @@ impl Intake {
             _ => (table.rows().len(), false),
         };
         if beginning != Beginning::Resumed {
+            if !self.refused.is_empty() {
+                // Only the list's end tells which of them are still said: no stream takes up from before it.
+                (self.base, self.inexact) = (None, true);
+            }
             self.refused.begin_list();
         }
         let forgetful = matches!(beginning, Beginning::First | Beginning::HistoryGone);

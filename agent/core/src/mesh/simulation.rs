@@ -268,9 +268,13 @@ impl World {
                 }
             }
         }
+        // A stream that is to be closed is not asked for more.
+        if fault.is_some() {
+            return self.cut_agent();
+        }
         match self.feed.tick(now) {
-            Ok(events) if fault.is_none() => self.store.apply(events),
-            _ => self.cut_agent(),
+            Ok(events) => self.store.apply(events),
+            Err(_) => self.cut_agent(),
         }
     }
 

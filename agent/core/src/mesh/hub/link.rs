@@ -42,13 +42,22 @@ pub(super) struct Link {
     tries: u32,
     last_error: Option<(String, Age)>,
     /// Rows that are refused may be accepted now: all of them are to be told again.
-    wants_list: bool,
+    wants: Want,
     /// When a list was last asked for.
     asked: Option<Instant>,
 }
 
 /// The least time between two lists that are asked for.
 const ASK_PAUSE: Duration = Duration::from_secs(60);
+
+/// A whole list, wanted whatever is held.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Want {
+    Nothing,
+    List,
+    /// The list is under way, and may yet break off.
+    ListsEnd,
+}
 
 #[derive(Debug)]
 struct Stream {
@@ -123,7 +132,7 @@ impl Link {
             endpoint: String::new(),
             tries: 0,
             last_error: None,
-            wants_list: false,
+            wants: Want::Nothing,
             asked: None,
         }
     }
@@ -205,7 +214,9 @@ impl Link {
         let rows = self.ledger.rows();
         let too_many =
             rows.len() as u64 > self.terms.rows_max || rows.bytes() > self.terms.bytes_max;
-        self.wants_list |= too_many || !self.intake.refused().is_empty();
+        if too_many || !self.intake.refused().is_empty() {
+            self.wants = Want::List;
+        }
         let rules = rules(&self.terms, self.learnt.as_deref(), own);
         self.intake.enforce(&mut self.ledger, &rules);
     }
@@ -215,13 +226,15 @@ impl Link {
         let (rows, waiting) = (self.ledger.rows(), self.intake.refused().by_quota());
         let room = rows.len() as u64 + waiting <= self.terms.rows_max
             && rows.bytes() <= self.terms.bytes_max / 16 * 15;
-        self.wants_list |= waiting > 0 && room && self.intake.is_still();
+        if waiting > 0 && room && self.intake.is_still() {
+            self.wants = Want::List;
+        }
     }
 
     /// Whether the peer is to tell all of its rows again.
     fn ask(&mut self, now: Instant) -> bool {
         let paused = |asked| now.saturating_duration_since(asked) < ASK_PAUSE;
-        let due = self.wants_list && !self.asked.is_some_and(paused);
+        let due = self.wants == Want::List && !self.asked.is_some_and(paused);
         if due {
             self.asked = Some(now);
         }
@@ -267,11 +280,15 @@ impl Link {
             expected: 1,
             greeted: false,
         });
+        if self.wants == Want::ListsEnd {
+            self.wants = Want::List;
+        }
         let cluster = Cluster {
             name: self.name.clone(),
             id: self.id?,
         };
-        let position = self.intake.open().filter(|_| !self.wants_list)?;
+        let held = self.intake.open();
+        let position = held.filter(|_| self.wants == Want::Nothing)?;
         Some(Held { cluster, position })
     }
 
@@ -364,7 +381,9 @@ impl Link {
             FromServer::Complete { id: other, .. } if other != id => self.refuse(other, 0),
             FromServer::Start { beginning, .. } => {
                 self.intake.start(beginning, &self.ledger).map_err(broke)?;
-                self.wants_list &= beginning == Beginning::Resumed;
+                if beginning != Beginning::Resumed && self.wants == Want::List {
+                    self.wants = Want::ListsEnd;
+                }
             }
             FromServer::Rows {
                 changes,
@@ -382,6 +401,9 @@ impl Link {
                 let ended = self.intake.complete(table, position, around.guard, now);
                 ended.map_err(broke)?;
                 self.confirmed = true;
+                if self.wants == Want::ListsEnd {
+                    self.wants = Want::Nothing;
+                }
             }
             // What a peer says of third clusters is hearsay.
             FromServer::Peers { .. } | FromServer::Heartbeat(_) => return Ok(Effect::Counted),

@@ -174,3 +174,36 @@ proptest! {
         world.assert_converged();
     }
 }
+
+/// Once did not converge: a list that is asked for because terms are wider breaks off after its first word, and the next
+/// stream, or the next run, takes up from before it.
+#[test]
+fn a_list_that_breaks_off_is_still_wanted() {
+    for restart in [false, true] {
+        let mut world = World::new();
+        let narrow = [Op::Say(0, 80), Op::Crowd(0, true), Op::Allow(false)];
+        let wide = [Op::Steps(5), Op::Slow(true, true), Op::Allow(true)];
+        narrow
+            .iter()
+            .chain(&wide)
+            .for_each(|op| apply(&mut world, op));
+        for _ in 0..50 {
+            if world.link_traffic.beginnings.last() == Some(&Beginning::Asked) {
+                break;
+            }
+            world.step();
+        }
+        assert_eq!(
+            world.link_traffic.beginnings.last(),
+            Some(&Beginning::Asked)
+        );
+        if restart {
+            world.save();
+            world.restart_east();
+        } else {
+            world.cut_link();
+        }
+        world.heal();
+        world.assert_converged();
+    }
+}

@@ -3,23 +3,33 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use isthmus_abi::CLIENT_MARKS;
 use isthmus_tests::hostile::{Account, Behaviour, mark};
 use isthmus_tests::{Lab, Node, Pod, Traffic, wait_for};
 
 use super::books::Books;
 use super::common::{PORT, SERVICE, at_least, client, running};
 
-const CROWD: &str = r"
-clusters:
+/// A node with two backends and so many clients.
+fn crowd(clients: usize) -> String {
+    format!(
+        "clusters:
   - name: east
     id: 1
     pods:
-      - {name: backend, count: 2, namespace: production, labels: {app: backend}, serves: {8080: production/backend}}
-      - {name: client, count: 8}
-";
+      - {{name: backend, count: 2, namespace: production, labels: {{app: backend}}, serves: {{8080: production/backend}}}}
+      - {{name: client, count: {clients}}}
+"
+    )
+}
+/// Enough that three are told apart from the good one, and from each other.
+const CLIENTS: usize = 8;
+/// More than there are marks: two must share one.
+const MORE_THAN_MARKS: usize = CLIENT_MARKS as usize + 1;
 const GOOD: &str = "east/client-1";
 const RATE: f64 = 900.0;
 const MANY: u64 = 10_000;
@@ -283,13 +293,16 @@ struct Stage {
 
 impl Stage {
     fn set(name: &str) -> Self {
-        let lab = running(name, CROWD);
+        Self::in_crowd(running(name, &crowd(CLIENTS)), GOOD)
+    }
+
+    fn in_crowd(lab: Lab, good: &str) -> Self {
         let node = lab.node("east-1").unwrap();
         let targets = [false, true].map(|v6| {
             let frontend = node.frontend(SERVICE, PORT, v6).unwrap();
             frontend.target().unwrap()
         });
-        let mut good = client(&lab, GOOD, "east-1");
+        let mut good = client(&lab, good, "east-1");
         good.rate(RATE).unwrap();
         at_least(&mut good, 200);
         good.pause().unwrap();
@@ -308,7 +321,7 @@ impl Stage {
     fn strangers(&self) -> Vec<Pod<'_>> {
         let mut known = vec![mark(&self.lab.pod(GOOD).unwrap().netns()).unwrap()];
         let mut strangers = Vec::new();
-        for number in 2..=8 {
+        for number in 2..=CLIENTS {
             let pod = self.lab.pod(&format!("east/client-{number}")).unwrap();
             let mark = mark(&pod.netns()).unwrap();
             if !known.contains(&mark) {
@@ -344,6 +357,18 @@ impl Stage {
         }
         anyhow::ensure!(counts.len() == 2, "{rows}");
         Ok(counts)
+    }
+
+    /// The good client's connects take all backends back, and it never failed.
+    fn expect_repair(&mut self, books: &Books) {
+        self.good.rate(RATE).unwrap();
+        wait_for("all backends are back", Duration::from_secs(40), || {
+            Ok((books.since().out == 0).then_some(()))
+        })
+        .unwrap();
+        self.good.pause().unwrap();
+        let good = self.good.total();
+        assert_eq!((good.failed(), good.wrong), (0, 0), "{:?}", good.told);
     }
 
     /// Does `work` while the good client goes on, and ends with nothing under way.
@@ -425,14 +450,38 @@ fn colluders_that_stand_fail_no_good_client_and_the_trial_repairs_what_they_did(
     let mut stage = Stage::set("colluders");
     collude(&mut stage, Proven);
     let books = Books::open(stage.node(), SERVICE, PORT);
-    stage.good.rate(RATE).unwrap();
-    wait_for("all backends are back", Duration::from_secs(40), || {
-        Ok((books.since().out == 0).then_some(()))
-    })
-    .unwrap();
-    stage.good.pause().unwrap();
-    let good = stage.good.total();
-    assert_eq!((good.failed(), good.wrong), (0, 0), "{:?}", good.told);
+    stage.expect_repair(&books);
+}
+
+/// Two that share a mark are one client to the datapath: the one can put a backend out for both, as the only client of a
+/// service can. The good one fails at nothing meanwhile, and the trial repairs it.
+#[test]
+fn one_that_shares_the_good_client_s_mark_fails_it_at_nothing() {
+    let lab = running("marks", &crowd(MORE_THAN_MARKS));
+    let mut known = BTreeMap::new();
+    let pair = (1..=MORE_THAN_MARKS).find_map(|number| {
+        let name = format!("east/client-{number}");
+        let mark = mark(&lab.pod(&name).unwrap().netns()).unwrap();
+        known.insert(mark, name.clone()).map(|other| [other, name])
+    });
+    let [good, bad] = pair.unwrap();
+    let mut stage = Stage::in_crowd(lab, &good);
+    let pod = stage.lab.pod(&bad).unwrap();
+    Own::ResetOne.set(&pod, &stage.lab);
+    drop(pod);
+    let books = Books::open(stage.node(), SERVICE, PORT);
+    let before = stage.good.total().requests;
+    let account = stage.beside(|stage| {
+        let pod = stage.lab.pod(&bad).unwrap();
+        pod.hostile(Behaviour::Connect, &stage.targets, MANY, AT_ONCE)
+            .unwrap()
+    });
+    let kernel = books.since();
+    assert!((1..=2).contains(&kernel.ejections), "{kernel:?}");
+    let requests = stage.good.total().requests - before;
+    kernel.balance("one mark", requests, &account, false);
+    Own::ResetOne.unset(&stage.lab.pod(&bad).unwrap(), &stage.lab);
+    stage.expect_repair(&books);
 }
 
 /// Two clients whose own firewalls reset what goes to one backend connect at the same time. Gives what both say, and expects

@@ -15,6 +15,7 @@ mod lab {
     mod hosts;
     mod leftovers;
     mod links;
+    mod own;
     mod restart;
     mod traps;
     mod udp;

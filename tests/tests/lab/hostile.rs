@@ -13,6 +13,7 @@ use isthmus_tests::{Lab, Node, Pod, Traffic, wait_for};
 
 use super::books::Books;
 use super::common::{PORT, SERVICE, at_least, client, running};
+use super::own::Own;
 
 /// A node with two backends and so many clients.
 fn crowd(clients: usize) -> String {
@@ -33,81 +34,6 @@ const MORE_THAN_MARKS: usize = CLIENT_MARKS as usize + 1;
 const GOOD: &str = "east/client-1";
 const RATE: f64 = 900.0;
 const MANY: u64 = 10_000;
-
-/// What a hostile client has done to its own network, before it connects.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Own {
-    Nothing,
-    /// Its firewall answers each SYN with a reset.
-    Reset,
-    /// The same, for one backend.
-    ResetOne,
-    /// Its firewall answers that the host is unreachable, by ICMP.
-    Unreachable,
-    Drop,
-    DropOne,
-    FewPorts,
-    NoRoute,
-}
-
-impl Own {
-    fn set(self, pod: &Pod<'_>, lab: &Lab) {
-        let netns = pod.netns();
-        let backends = backends(lab);
-        match self {
-            Self::Nothing => Ok(()),
-            Self::Reset => netns.nft(&firewall(&backends, "reject with tcp reset")),
-            Self::ResetOne => netns.nft(&firewall(&backends[..1], "reject with tcp reset")),
-            Self::Unreachable => {
-                let verdict = "reject with icmpx type host-unreachable";
-                netns.nft(&firewall(&backends, verdict))
-            }
-            Self::Drop => netns.nft(&firewall(&backends, "drop")),
-            Self::DropOne => netns.nft(&firewall(&backends[..1], "drop")),
-            Self::FewPorts => netns.sysctl(&[("net/ipv4/ip_local_port_range", "40000 40009")]),
-            Self::NoRoute => netns.ip(&routes(&backends, "add")),
-        }
-        .unwrap();
-    }
-
-    fn unset(self, pod: &Pod<'_>, lab: &Lab) {
-        let netns = pod.netns();
-        match self {
-            Self::Nothing => Ok(()),
-            Self::FewPorts => netns.sysctl(&[("net/ipv4/ip_local_port_range", "32768 60999")]),
-            Self::NoRoute => netns.ip(&routes(&backends(lab), "del")),
-            _ => netns.nft("delete table inet own\n"),
-        }
-        .unwrap();
-    }
-}
-
-/// Backends' pods, each with its addresses of both families.
-fn backends(lab: &Lab) -> Vec<[String; 2]> {
-    let pods = ["east/backend-1", "east/backend-2"].map(|name| lab.pod(name).unwrap());
-    let of = |pod: &Pod<'_>| {
-        let addresses = &pod.plan().addresses;
-        [addresses.v4.to_string(), addresses.v6.to_string()]
-    };
-    pods.iter().map(of).collect()
-}
-
-fn firewall(backends: &[[String; 2]], verdict: &str) -> String {
-    let rule = |[v4, v6]: &[String; 2]| {
-        format!(
-            "meta l4proto tcp ip daddr {v4} {verdict}\nmeta l4proto tcp ip6 daddr {v6} {verdict}\n"
-        )
-    };
-    let rules: String = backends.iter().map(rule).collect();
-    format!("table inet own {{ chain out {{ type filter hook output priority 0\n{rules}}}\n}}\n")
-}
-
-fn routes(backends: &[[String; 2]], verb: &str) -> String {
-    let line = |[v4, v6]: &[String; 2]| {
-        format!("route {verb} unreachable {v4}\nroute {verb} unreachable {v6}\n")
-    };
-    backends.iter().map(line).collect()
-}
 
 /// Whether a hostile client has reached the service before.
 use Past::{Newcomer, Proven};

@@ -66,6 +66,8 @@ pub struct Options {
     /// Connected UDP sockets that are open at a time, a worker: one wake-up answers many.
     pub batch: usize,
     pub timeout: Duration,
+    /// Whether reports tell how long each TCP connect took.
+    pub timed: bool,
 }
 
 /// What happened to the requests since the last report.
@@ -80,6 +82,9 @@ pub struct Report {
     pub failures: BTreeMap<String, u64>,
     /// The first failures, with their time.
     pub told: Vec<Failure>,
+    /// How long each TCP connect took that succeeded, in nanoseconds, if that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub connect_times: Vec<u64>,
     /// When the report was made (`CLOCK_MONOTONIC`, nanoseconds).
     pub at: u64,
 }
@@ -141,6 +146,7 @@ impl Report {
         }
         self.told.extend(later.told.iter().cloned());
         self.told.truncate(TOLD_FAILURES);
+        self.connect_times.extend(&later.connect_times);
         self.at = self.at.max(later.at);
         self
     }
@@ -377,9 +383,15 @@ fn requests(turn: usize, shared: &Shared, options: &Options) {
     let target = &options.targets[turn % options.targets.len()];
     match options.transport {
         Transport::Tcp => {
-            let outcome =
-                tcp_request(target.address, options.timeout).unwrap_or_else(Outcome::from);
-            lock(&shared.report).record(target, &outcome);
+            let begin = Instant::now();
+            let connected = TcpStream::connect_timeout(&target.address, options.timeout);
+            let took = (options.timed && connected.is_ok()).then(|| begin.elapsed());
+            let outcome = connected.and_then(|stream| tcp_answer(stream, options.timeout));
+            let outcome = outcome.unwrap_or_else(Outcome::from);
+            let mut report = lock(&shared.report);
+            report.record(target, &outcome);
+            let nanoseconds = took.and_then(|took| u64::try_from(took.as_nanos()).ok());
+            report.connect_times.extend(nanoseconds);
         }
         Transport::Udp => {
             let outcomes = udp_requests(turn, options);
@@ -391,8 +403,7 @@ fn requests(turn: usize, shared: &Shared, options: &Options) {
     }
 }
 
-fn tcp_request(address: SocketAddr, timeout: Duration) -> std::io::Result<Outcome> {
-    let mut stream = TcpStream::connect_timeout(&address, timeout)?;
+fn tcp_answer(mut stream: TcpStream, timeout: Duration) -> std::io::Result<Outcome> {
     stream.set_read_timeout(Some(timeout))?;
     // Closing with a reset leaves no socket behind in TIME_WAIT: its port is free for the next request at once.
     let linger = nix::libc::linger {

@@ -103,6 +103,9 @@ enum Task {
         batch: usize,
         #[arg(long, default_value_t = 1000)]
         timeout_ms: u64,
+        /// Report how long each TCP connect took
+        #[arg(long)]
+        timed: bool,
         /// Obey orders on standard input and report in JSON
         #[arg(long)]
         json_events: bool,
@@ -191,6 +194,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             workers,
             batch,
             timeout_ms,
+            timed,
             json_events,
         } => {
             let timeout = Duration::from_millis(timeout_ms);
@@ -201,6 +205,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
                 workers,
                 batch,
                 timeout,
+                timed,
             };
             if json_events {
                 client::run(&options)?

@@ -18,6 +18,8 @@ pub struct Requests {
     /// See [`crate::client::Options::batch`].
     pub batch: usize,
     pub timeout: Duration,
+    /// See [`crate::client::Options::timed`].
+    pub timed: bool,
 }
 
 impl Requests {
@@ -33,6 +35,7 @@ impl Requests {
             workers: 4,
             batch: 1,
             timeout: Duration::from_secs(1),
+            timed: false,
         })
     }
     #[must_use]
@@ -51,6 +54,11 @@ impl Requests {
         self.timeout = timeout;
         self
     }
+    #[must_use]
+    pub fn timed(mut self) -> Self {
+        self.timed = true;
+        self
+    }
     pub(crate) fn arguments(&self, command: &mut Command) {
         command.arg("client").arg("--json-events");
         for target in &self.targets {
@@ -61,6 +69,9 @@ impl Requests {
             Transport::Udp => "udp",
         };
         command.args(["--transport", transport]);
+        if self.timed {
+            command.arg("--timed");
+        }
         command.arg("--workers").arg(self.workers.to_string());
         command.arg("--batch").arg(self.batch.to_string());
         command

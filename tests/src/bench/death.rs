@@ -1,6 +1,7 @@
 //! G13a, a backend's death: killed under load with no agent alive, until no connect fails.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -38,6 +39,9 @@ spec:
   - {port: 80, targetPort: 8080}
 ";
 
+/// The same backends, as kube-proxy in nftables mode would serve them.
+const PEER: &str = "10.96.200.1:80";
+
 /// What one death cost.
 struct Death {
     /// Connects that failed; the kernel's count is the same.
@@ -50,6 +54,14 @@ struct Death {
     from_first: f64,
     requests: u64,
     seconds: f64,
+    /// The median and the 99th percentile of the connects that succeeded, in microseconds.
+    connects: [f64; 2],
+}
+
+/// The same death beside it, where nobody leaves the backend out before somebody writes the rules anew.
+struct Peer {
+    failed: u64,
+    connects: [f64; 2],
 }
 
 pub fn run(batches: Option<usize>) -> Result<Sheet> {
@@ -60,20 +72,28 @@ pub fn run(batches: Option<usize>) -> Result<Sheet> {
     lab.start()?;
     let node = lab.node("east-1")?;
     wait_for_backends(node, BACKENDS)?;
-    let requests = Requests::to(&format!("{ADDRESS}={SERVICE}"))?.workers(WORKERS);
-    let mut client = lab.pod("east/client")?.traffic(&requests)?;
-    let deaths: Result<Vec<Death>> = (0..kills)
-        .map(|kill| {
-            death(&lab, &mut client, kill % BACKENDS + 1).with_context(|| format!("kill {kill}"))
-        })
-        .collect();
-    let deaths = deaths.with_context(|| lab.last_words())?;
-    client.stop()?;
+    let client = |target| -> Result<Traffic> {
+        let requests = Requests::to(&format!("{target}={SERVICE}"))?.workers(WORKERS);
+        lab.pod("east/client")?.traffic(&requests.timed())
+    };
+    let (mut ours, mut theirs) = (client(ADDRESS)?, client(PEER)?);
+    let (mut deaths, mut peers) = (Vec::new(), Vec::new());
+    for kill in 0..kills {
+        let number = kill % BACKENDS + 1;
+        let of_both = death(&lab, &mut ours, number)
+            .and_then(|death| Ok((death, peer(&lab, &mut theirs, number)?)));
+        let (death, peer) =
+            of_both.with_context(|| format!("kill {kill}\n{}", lab.last_words()))?;
+        deaths.push(death);
+        peers.push(peer);
+    }
+    ours.stop()?;
+    theirs.stop()?;
     lab.down()?;
-    Ok(sheet(&deaths))
+    Ok(sheet(&deaths, &peers))
 }
 
-fn sheet(deaths: &[Death]) -> Sheet {
+fn sheet(deaths: &[Death], peers: &[Peer]) -> Sheet {
     let values = |of: fn(&Death) -> f64| deaths.iter().map(of).collect::<Vec<_>>();
     let failed = values(|death| count(death.failed));
     let (from_kill, from_first) = (values(|d| d.from_kill), values(|d| d.from_first));
@@ -84,17 +104,35 @@ fn sheet(deaths: &[Death]) -> Sheet {
     let row =
         |what: &str, values: &[f64], q, unit| Row::new(what, quantile_estimate(values, q), unit);
     let most = quantile(failed.clone(), 1.0);
+    let theirs = peers.iter().map(|peer| count(peer.failed)).collect();
+    let theirs = quantile(theirs, 0.5);
+    let connect = |what: &str, place: usize| {
+        let ours: Vec<f64> = deaths.iter().map(|death| death.connects[place]).collect();
+        let theirs = peers.iter().map(|peer| peer.connects[place]).collect();
+        let (ours, theirs) = (quantile_estimate(&ours, 0.5), quantile(theirs, 0.5));
+        Row::new(what, ours, Unit::Microseconds).beside(
+            "nftables",
+            theirs,
+            ours.scaled(1.0 / theirs),
+        )
+    };
     Sheet {
         title: "a backend of ten is killed: connects that fail until the kernel leaves it out",
         method: format!(
             "{} kills (-9) of one of {BACKENDS} backends, each with no agent alive and no manifest changed; one client of {WORKERS} threads \
              made {rate:.0} TCP connects a second ({RATE:.0} asked for), each of a fresh socket with an answer and a reset; the kernel's count \
-             of refusals was the client's after each kill; between kills the agent was started and the Pod declared anew; \
+             of refusals was the client's after each kill; between kills the agent was started and the Pod declared anew; beside it rules in kube-proxy's nftables shape, in the same run, which \
+             nobody rewrites in the {} ms for which each death is watched; of each kill's percentiles the median; \
              [95% bootstrap interval]",
-            deaths.len()
+            deaths.len(),
+            STRETCH.as_millis()
         ),
         rows: vec![
-            row("failed connects a kill, p50", &failed, 0.5, Unit::Count),
+            row("failed connects a kill, p50", &failed, 0.5, Unit::Count).beside(
+                "nftables",
+                theirs,
+                quantile_estimate(&failed, 0.5).scaled(1.0 / theirs),
+            ),
             row("failed connects a kill, p99", &failed, 0.99, Unit::Count)
                 .at_most(Target::Ours(FAILED)),
             Row::new(
@@ -127,6 +165,8 @@ fn sheet(deaths: &[Death]) -> Sheet {
                 0.99,
                 Unit::Milliseconds,
             ),
+            connect("connects while it dies, p50", 0),
+            connect("connects while it dies, p99", 1),
             Row::new(
                 "connections broken off by the kill, in all",
                 Estimate::exact(count(broken)),
@@ -141,6 +181,7 @@ fn sheet(deaths: &[Death]) -> Sheet {
             "from_first": from_first,
             "broken": values(|death| count(death.broken)),
             "requests": requests,
+            "peer_failed": peers.iter().map(|peer| peer.failed).collect::<Vec<_>>(),
         }),
     }
 }
@@ -189,7 +230,63 @@ fn death(lab: &Lab, client: &mut Traffic, number: usize) -> Result<Death> {
         from_first: milliseconds(first, last),
         requests: report.requests,
         seconds,
+        connects: percentiles(&report),
     })
+}
+
+/// The same death under the peer's rules, which are there for it alone: they make the kernel track every connection.
+fn peer(lab: &Lab, client: &mut Traffic, number: usize) -> Result<Peer> {
+    let netns = lab.node("east-1")?.netns();
+    netns.nft(&kube_proxy(lab)?)?;
+    let pod = lab.pod(&format!("east/backend-{number}"))?;
+    client.rate(RATE)?;
+    // As long as ours.
+    std::thread::sleep(STRETCH);
+    let warm = client.mark()?;
+    ensure!(warm.failed() == 0, "failures before the kill: {warm:?}");
+    pod.kill_server()?;
+    std::thread::sleep(STRETCH);
+    let report = client.pause()?;
+    pod.start_server()?;
+    netns.nft("delete table ip peer\n")?;
+    Ok(Peer {
+        failed: report.failures.get("refused").copied().unwrap_or_default(),
+        connects: percentiles(&report),
+    })
+}
+
+/// What kube-proxy writes in nftables mode, in small: a verdict map of services, a random endpoint, DNAT.
+fn kube_proxy(lab: &Lab) -> Result<String> {
+    let (mut chains, mut endpoints) = (String::new(), Vec::new());
+    for number in 1..=BACKENDS {
+        let pod = lab.pod(&format!("east/backend-{number}"))?;
+        let address = pod.plan().addresses.v4;
+        writeln!(
+            chains,
+            "chain endpoint-{number} {{ meta l4proto tcp dnat to {address}:{PORT}; }}"
+        )?;
+        endpoints.push(format!("{} : goto endpoint-{number}", number - 1));
+    }
+    let (endpoints, (address, port)) = (
+        endpoints.join(", "),
+        PEER.split_once(':').context("ADDRESS:PORT")?,
+    );
+    Ok(format!(
+        "table ip peer {{
+{chains}chain backend {{ numgen random mod {BACKENDS} vmap {{ {endpoints} }}; }}
+map services {{
+type ipv4_addr . inet_proto . inet_service : verdict
+elements = {{ {address} . tcp . {port} : goto backend }}
+}}
+chain prerouting {{ type nat hook prerouting priority dstnat; ip daddr . meta l4proto . th dport vmap @services; }}
+}}\n"
+    ))
+}
+
+fn percentiles(report: &Report) -> [f64; 2] {
+    let times = report.connect_times.iter().map(|time| count(*time) / 1e3);
+    let times: Vec<f64> = times.collect();
+    [0.5, 0.99].map(|q| quantile(times.clone(), q))
 }
 
 /// When connects were refused, in order. A report tells the moments of its first failures only; far more of them would be

@@ -3,7 +3,9 @@
 //! It takes what has come, derives, and writes, in rounds; it never waits for a source, a peer or a grace period.
 
 mod grace;
+mod kernel;
 mod ports;
+mod published;
 
 #[cfg(test)]
 mod tests;
@@ -13,29 +15,27 @@ use std::sync::mpsc as thread_channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use imbl::HashMap;
-use isthmus_abi::{
-    BackendFailuresRow, BackendRow, EventKind, EventRow, ServiceHealthRow, backend_state,
-};
+use isthmus_abi::{BackendFailuresRow, EventKind, EventRow};
 use isthmus_core::desired::{self, Here, Programmed};
-use isthmus_core::model::{Address, Batch, ClusterId, ObjectName, RowChange};
-use isthmus_core::reconcile::{Counts, Fault, GraceTicket, Reconciler};
-use isthmus_core::store::{Dirty, Owner, PeerState, Snapshot, Store};
-use isthmus_core::table::TableBackend;
+use isthmus_core::model::{Batch, ClusterId, RowChange};
+use isthmus_core::reconcile::{GraceTicket, Reconciler};
+use isthmus_core::store::{Dirty, Owner, PeerState, Store};
 use isthmus_mesh::http::Hold;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::datapath::{
-    Datapath, DatapathError, MappedArray, Orphans, Place, clock, close_orphans, grace_period,
+    Datapath, DatapathError, Orphans, Place, clock, close_orphans, grace_period,
 };
-use crate::events::{Backend, Happening, Monitors, Now, What, understand};
+use crate::events::{Happening, Monitors, Now, What, understand};
 use crate::tally::Tally;
 
 pub use grace::{EngineError, NoGrace};
 pub use ports::PortIndex;
+pub use published::{Heard, Published};
 
+use kernel::KernelRows;
 use ports::Ports;
 
 /// Writes in one round, after which new events are looked at.
@@ -72,41 +72,6 @@ pub enum Event {
     Kernel(Vec<EventRow>),
 }
 
-/// What the agent has heard of a backend's health, beside what stands in the maps.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Heard {
-    /// The life of the backend's id that it is about.
-    pub generation: u32,
-    /// Since when it is ejected, failed trials included; none if it is not.
-    pub ejected: Option<Instant>,
-    /// What had failed there when it last returned.
-    pub forgiven: BackendFailuresRow,
-}
-
-/// What others may look at, as of the last round.
-#[derive(Clone, Debug, Default)]
-pub struct Published {
-    pub rows: Snapshot,
-    pub counts: Counts,
-    /// A bounded part of the pieces of work that fail.
-    pub faults: Vec<Fault>,
-    /// Since the last round that wrote.
-    pub last_write: Option<Instant>,
-    /// From the moment at which a source saw a change to the end of the writes that it led to, for the last that led to
-    /// any: reading, parsing, and waiting for the engine are in it.
-    pub last_latency: Option<Duration>,
-    /// When an endpoint's condition last changed. Endpoints that never changed since the start are not here.
-    pub changed: HashMap<(Owner, ObjectName, Address), Instant>,
-    pub attached: bool,
-    pub attach_error: Option<String>,
-    /// Why no grace period passes; what was freed stays unused meanwhile.
-    pub no_grace: Option<Arc<NoGrace>>,
-    /// Service ports by their index in the maps.
-    pub ports: PortIndex,
-    /// By backend id.
-    pub heard: HashMap<u32, Heard>,
-}
-
 /// What the engine is made of.
 #[derive(Debug)]
 pub struct Engine {
@@ -129,41 +94,6 @@ pub struct Engine {
     published: Published,
     /// When the first change was seen that has not led to all its writes yet.
     seen: Option<Instant>,
-}
-
-/// Rows that programs and reconciliation write, to be looked at here.
-#[derive(Debug)]
-struct KernelRows {
-    service_health: MappedArray<ServiceHealthRow>,
-    backends: MappedArray<BackendRow>,
-    failures: MappedArray<BackendFailuresRow>,
-}
-
-impl KernelRows {
-    fn new(datapath: &Datapath) -> Result<Self, DatapathError> {
-        Ok(Self {
-            service_health: datapath.array("service_health")?,
-            backends: datapath.array("backends")?,
-            failures: datapath.array("backend_failures")?,
-        })
-    }
-
-    /// The backend that a program spoke of, unless its id has another life by now.
-    fn backend(&self, row: &EventRow) -> Option<Backend> {
-        let known = (row.backend < self.backends.capacity())
-            .then(|| self.backends.get(row.backend))
-            .filter(|known| {
-                known.state != backend_state::FREE
-                    && known.generation == row.generation
-                    && known.service == row.service
-            })?;
-        Some(Backend {
-            id: row.backend,
-            cluster: known.cluster.try_into().ok()?,
-            address: Address::from_words(known.address),
-            port: known.net_port().to_host(),
-        })
-    }
 }
 
 /// How far the programs are from serving these maps.

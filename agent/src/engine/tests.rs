@@ -2,7 +2,8 @@
 
 use isthmus_core::desired::Rank;
 use isthmus_core::model::{
-    Affinity, Condition, EndpointPort, EndpointRow, PortRow, Protocol, ServiceRow, ServiceRules,
+    Affinity, Condition, EndpointPort, EndpointRow, ObjectName, PortRow, Protocol, ServiceRow,
+    ServiceRules,
 };
 use isthmus_core::table::{MemoryMaps, MemoryTable, Sizes};
 

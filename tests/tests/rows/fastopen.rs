@@ -16,13 +16,12 @@ sockopt_impl!(
     i32
 );
 
-sockopt_impl!(
-    Info,
-    GetOnly,
-    libc::IPPROTO_TCP,
-    libc::TCP_INFO,
-    libc::tcp_info
-);
+/// The beginning of `struct tcp_info`, which every kernel has: `tcpi_options` is its sixth byte.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct InfoHead([u8; 8]);
+
+sockopt_impl!(Info, GetOnly, libc::IPPROTO_TCP, libc::TCP_INFO, InfoHead);
 
 /// `TCPI_OPT_SYN_DATA` (linux/tcp.h): the other end acknowledged data of the SYN, or sent some in its own.
 const SYN_DATA: u8 = 32;
@@ -39,5 +38,5 @@ pub fn connect_with_write(socket: &impl AsFd) -> io::Result<()> {
 
 /// Whether data went with the SYN of this client's connect, and was taken.
 pub fn sent_with_syn(socket: &impl AsFd) -> io::Result<bool> {
-    Ok(getsockopt(socket, Info)?.tcpi_options & SYN_DATA != 0)
+    Ok(getsockopt(socket, Info)?.0[5] & SYN_DATA != 0)
 }

@@ -97,8 +97,8 @@ const GONE: u32 = NOWHERE - 1;
 fn kept(datagram: &Datagram, sent: &mut Sent) -> u32 {
     let cookie = datagram.owner.cookie;
     let spilled = datagram.owner.may_have_spilled();
-    let own = socket::own(datagram.owner, datagram.asked, datagram.port, sent);
-    if own == own::SAME {
+    let seen = own(datagram.owner, datagram.asked, datagram.port, sent);
+    if seen == own::SAME {
         let id = still_there(datagram.service, sent);
         if spilled && id != GONE {
             let_go(cookie, &sent.address, sent.port as u16);
@@ -129,7 +129,7 @@ fn still_there(service: u32, sent: &Sent) -> u32 {
 fn belongs_in_flows(datagram: &Datagram) -> u32 {
     let owner = datagram.owner;
     let mut sent = Sent::NOWHERE;
-    match socket::own(owner, datagram.asked, datagram.port, &mut sent) {
+    match own(owner, datagram.asked, datagram.port, &mut sent) {
         own::SAME => 0,
         own::NONE if owner.may_have_spilled() => destination(
             owner.cookie,

@@ -153,7 +153,7 @@ pub(super) struct Draw {
     pub(super) place: Place,
     /// Of the backend that health chose instead; 0 for one of the first.
     pub(super) tier: u32,
-    reserved: u32,
+    _padding: u32,
 }
 
 /// Whether clients come back to their backend. Read from the map each time: of a word that it saw before, the verifier knows
@@ -191,7 +191,7 @@ fn draw_once(service: u32, drawn: &mut MaybeUninit<Draw>) -> u32 {
                     ring: ring.with_affinity(false),
                     place: Place::new(slot.backend(), index),
                     tier: 0,
-                    reserved: 0,
+                    _padding: 0,
                 });
                 return CHOSEN;
             }

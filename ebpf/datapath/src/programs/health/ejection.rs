@@ -1,0 +1,328 @@
+//! What a failure does to its backend, and to the client whose word it is.
+
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+
+use isthmus_abi::{
+    BackendHealthRow, Counter, EventKind, FailureCause, HealthState, Ring, service_flags,
+    watch_slot,
+};
+use isthmus_datapath::{
+    FIRST_EJECTION, Judgement, Stance, WEIGHT_FAILED, WEIGHT_UNANSWERED, add_failure, back_off,
+    has_vote, judge_run, stance,
+};
+
+use super::trial::fail_trial;
+use super::walk::{Walk, run, step, unseat};
+use super::{NONE, TRIES, change, clock, random, service_standing, state_of};
+use crate::atomic;
+use crate::event::{About, tell, tell_seldom};
+use crate::maps::{
+    BACKEND_FAILURES, BACKEND_HEALTH, SERVICE_HEALTH, SERVICE_LIMITS, SETTINGS, WATCHES, count,
+};
+
+/// A connect that failed, and may count against its backend.
+#[repr(C)]
+pub struct Failure {
+    pub id: u32,
+    pub service: u32,
+    pub generation: u32,
+    pub mark: u32,
+    /// A [`FailureCause`].
+    pub cause: u8,
+    /// 1 if the socket's first time-out was held against the backend already.
+    pub again: u8,
+    pub reserved: [u8; 6],
+    pub cookie: u64,
+}
+
+impl Failure {
+    #[inline(always)]
+    fn bit(&self) -> u64 {
+        1 << (self.mark & 63)
+    }
+    #[inline(always)]
+    fn is_unanswered(&self) -> bool {
+        self.cause == FailureCause::Unanswered as u8 || self.cause == FailureCause::TimedOut as u8
+    }
+    /// What of it counts that did not yet.
+    #[inline(always)]
+    fn weight(&self) -> u64 {
+        let whole = if self.is_unanswered() {
+            WEIGHT_UNANSWERED
+        } else {
+            WEIGHT_FAILED
+        };
+        if self.again != 0 {
+            whole - WEIGHT_UNANSWERED
+        } else {
+            whole
+        }
+    }
+    #[inline(always)]
+    fn cause(&self) -> FailureCause {
+        match self.cause {
+            1 => FailureCause::Refused,
+            2 => FailureCause::Unreachable,
+            _ => FailureCause::Unanswered,
+        }
+    }
+    #[inline(always)]
+    fn about(&self) -> About {
+        About {
+            service: self.service,
+            backend: self.id,
+            generation: self.generation,
+            mark: self.mark,
+        }
+    }
+}
+
+/// Holds a failure against a backend.
+#[inline(never)]
+pub fn hold_against(failure: &Failure) -> u32 {
+    let Some(settings) = SETTINGS.get(0) else {
+        return 0;
+    };
+    let Some(limits) = SERVICE_LIMITS.get(failure.service) else {
+        return 0;
+    };
+    if settings.passive_health == 0 || limits.flags & service_flags::NO_PASSIVE_HEALTH != 0 {
+        return 0;
+    }
+    let (now, epoch) = clock();
+    let Some(health) = BACKEND_HEALTH.get_ptr_mut(failure.id) else {
+        return 0;
+    };
+    let Some(failures) = BACKEND_FAILURES.get_ptr_mut(failure.id) else {
+        return 0;
+    };
+    let state = state_of(health);
+    match stance(state, now) {
+        Stance::Trial => {
+            if is_trial(failure, state) {
+                fail_trial(
+                    failure.id,
+                    health,
+                    state,
+                    failure.service,
+                    failure.cause(),
+                    now,
+                );
+            }
+            return 0;
+        }
+        // On its way when the backend was ejected.
+        Stance::Ejected | Stance::Due => return 0,
+        Stance::Open | Stance::Suspect => {}
+    }
+    if failure.weight() == 0 {
+        return 0;
+    }
+    let standing = service_standing(failure.service, epoch);
+    if !failure.is_unanswered() {
+        // SAFETY: aligned words of a map's row.
+        let before = unsafe { atomic::load(addr_of!((*failures).doubted)) };
+        // Who alone has a vote ejects by it.
+        if before & failure.bit() != 0 && standing != failure.bit() {
+            close(failure, now);
+        } else {
+            // SAFETY: as above.
+            unsafe { atomic::set(addr_of_mut!((*failures).doubted), failure.bit()) };
+        }
+    }
+    // The later of two failures at once may lose; the backend is suspect either way.
+    change(health, state, HealthState::suspect(now));
+    if !has_vote(standing, failure.bit()) {
+        count(Counter::FailureNotCounted);
+        return 0;
+    }
+    if disbelieve(failure) {
+        return 0;
+    }
+    let run = add_to_run(failure);
+    match judge_run(run, standing) {
+        Judgement::Keep => {}
+        Judgement::Close => close(failure, now),
+        Judgement::Eject => {
+            // Silence may be the network's: never leave a service without a backend for it.
+            if !failure.is_unanswered() || another_lives(failure, now) {
+                eject(failure, health, limits.allowed_total, now);
+            }
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn add_to_run(failure: &Failure) -> u64 {
+    let Some(failures) = BACKEND_FAILURES.get_ptr_mut(failure.id) else {
+        return 0;
+    };
+    let mut run = 0;
+    for _ in 0..TRIES {
+        // SAFETY: an aligned word of a map's row, changed by exchange.
+        unsafe {
+            let seen = atomic::load(addr_of!((*failures).run));
+            run = add_failure(seen, failure.bit(), failure.weight());
+            if atomic::exchange_if(addr_of_mut!((*failures).run), seen, run) {
+                break;
+            }
+        }
+    }
+    run
+}
+
+/// Whether the failed socket is the one that tries the backend.
+#[inline(always)]
+fn is_trial(failure: &Failure, state: HealthState) -> bool {
+    if state.mark() != failure.mark {
+        return false;
+    }
+    let Some(watch) = WATCHES.get_ptr(watch_slot(failure.mark & 63, failure.service)) else {
+        return false;
+    };
+    // SAFETY: words of a map's row. Rows of MPTCP hold no cookie: there the client and the backend must do.
+    unsafe {
+        read_volatile(addr_of!((*watch).backend)) == failure.id
+            && (failure.cookie == 0 || read_volatile(addr_of!((*watch).cookie)) == failure.cookie)
+    }
+}
+
+/// Closes the backend to this client alone. That needs no quorum, and hurts nobody else.
+#[inline(always)]
+fn close(failure: &Failure, now: u64) {
+    let Some(failures) = BACKEND_FAILURES.get_ptr_mut(failure.id) else {
+        return;
+    };
+    let until = now + FIRST_EJECTION;
+    // SAFETY: aligned words of a map's row.
+    let before = unsafe {
+        let before = atomic::load(addr_of!((*failures).closed));
+        // Those to whom it was closed earlier, and whose time is over, are not shut out anew.
+        if now >= atomic::load(addr_of!((*failures).closed_until)) {
+            atomic::store(addr_of_mut!((*failures).closed), failure.bit());
+        } else {
+            atomic::set(addr_of_mut!((*failures).closed), failure.bit());
+        }
+        atomic::store(addr_of_mut!((*failures).closed_until), until);
+        before
+    };
+    if before & failure.bit() == 0 {
+        tell(
+            EventKind::Closed,
+            failure.about(),
+            failure.cause(),
+            HealthState::suspect(until),
+        );
+    }
+}
+
+/// A client that fails at two backends with no success between has a trouble of its own, more likely than they: its failures
+/// do not count until it is seen established again.
+#[inline(always)]
+fn disbelieve(failure: &Failure) -> bool {
+    let Some(watch) = WATCHES.get_ptr_mut(watch_slot(failure.mark & 63, failure.service)) else {
+        return false;
+    };
+    // SAFETY: words of a map's row that is this client's own; a lost write costs a hint.
+    let before = unsafe {
+        if read_volatile(addr_of!((*watch).service)) != failure.service {
+            // The slot is another service's while that one's connect is watched.
+            if atomic::load(addr_of!((*watch).socket)) != 0 {
+                return false;
+            }
+            write_volatile(addr_of_mut!((*watch).service), failure.service);
+            write_volatile(addr_of_mut!((*watch).failed_at), 0);
+        }
+        let before = read_volatile(addr_of!((*watch).failed_at));
+        write_volatile(addr_of_mut!((*watch).failed_at), failure.id.wrapping_add(1));
+        before
+    };
+    if before == 0 || before == failure.id.wrapping_add(1) {
+        return false;
+    }
+    if let Some(row) = SERVICE_HEALTH.get_ptr_mut(failure.service) {
+        // SAFETY: aligned words of a map's row.
+        unsafe {
+            atomic::clear(addr_of_mut!((*row).standing[0]), failure.bit());
+            atomic::clear(addr_of_mut!((*row).standing[1]), failure.bit());
+        }
+    }
+    let mut walk = first_tier(failure, 0);
+    run(1, unseat, &mut walk);
+    tell(
+        EventKind::Disbelieved,
+        failure.about(),
+        failure.cause(),
+        HealthState::HEALTHY,
+    );
+    true
+}
+
+#[inline(always)]
+fn first_tier(failure: &Failure, now: u64) -> Walk {
+    // SAFETY: one aligned word, written whole.
+    let ring = crate::maps::RINGS
+        .get_ptr(failure.service)
+        .map_or(Ring::EMPTY, |ring| unsafe { read_volatile(ring) });
+    Walk::new(ring, failure.service, failure.id, failure.bit(), now)
+}
+
+/// Whether the first tier has another backend that can be had.
+#[inline(always)]
+fn another_lives(failure: &Failure, now: u64) -> bool {
+    let mut walk = first_tier(failure, now);
+    run(1, step, &mut walk);
+    walk.found != NONE
+}
+
+#[inline(always)]
+fn eject(failure: &Failure, health: *mut BackendHealthRow, allowed: u64, now: u64) {
+    let Some(service) = SERVICE_HEALTH.get_ptr_mut(failure.service) else {
+        return;
+    };
+    let ejected = HealthState::ejected(now + back_off(0, random()), 0);
+    let mut counted = false;
+    for _ in 0..TRIES {
+        // SAFETY: an aligned word of a map's row; only programs write it.
+        unsafe {
+            let total = atomic::load(addr_of!((*service).ejected_total));
+            if total >= allowed {
+                break;
+            }
+            if atomic::exchange_if(addr_of_mut!((*service).ejected_total), total, total + 1) {
+                counted = true;
+                break;
+            }
+        }
+    }
+    if !counted {
+        count(Counter::EjectionCapped);
+        tell_seldom(EventKind::Capped as u32, failure.service, 0);
+        close(failure, now);
+        return;
+    }
+    for _ in 0..TRIES {
+        let seen = state_of(health);
+        match stance(seen, now) {
+            Stance::Open | Stance::Suspect => {}
+            Stance::Ejected | Stance::Due | Stance::Trial => break,
+        }
+        if change(health, seen, ejected) {
+            if let Some(failures) = BACKEND_FAILURES.get_ptr_mut(failure.id) {
+                // SAFETY: an aligned word of a map's row.
+                unsafe { atomic::store(addr_of_mut!((*failures).run), 0) };
+            }
+            tell(
+                EventKind::Ejected,
+                failure.about(),
+                failure.cause(),
+                ejected,
+            );
+            return;
+        }
+    }
+    // Another CPU has ejected it.
+    // SAFETY: as above.
+    unsafe { atomic::add(addr_of_mut!((*service).ejected_total), u64::MAX) };
+}

@@ -1,0 +1,205 @@
+//! What became of a client's earlier connect: how it comes to stand, and how a trial ends.
+
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+
+use aya_ebpf::helpers::bpf_get_socket_cookie;
+use aya_ebpf::programs::SockAddrContext;
+use isthmus_abi::{EventKind, FailureCause, HealthState, MARKS, Standing, watch_slot};
+use isthmus_datapath::{Fate, Stance, TRIAL, stance};
+
+use super::super::socket;
+use super::trial::{fail_trial, look, readmit};
+use super::{CLAIMED, Request, change, state_of};
+use crate::atomic;
+use crate::event::{About, tell};
+use crate::maps::{BACKEND_FAILURES, BACKEND_HEALTH, BACKENDS, SERVICE_HEALTH, WATCHES};
+
+/// Looks at the client's earlier connect, if one is watched, and draws the conclusions.
+#[inline(never)]
+pub(super) fn review(request: &Request) -> u32 {
+    let Some(row) = WATCHES.get_ptr_mut(watch_slot(request.mark & 63, request.service)) else {
+        return 0;
+    };
+    // SAFETY: words of a map's row; a torn read is found out by the cookie and by the exchange at the end.
+    let (socket, cookie, since, service, backend, generation, place) = unsafe {
+        (
+            atomic::load(addr_of!((*row).socket)),
+            read_volatile(addr_of!((*row).cookie)),
+            read_volatile(addr_of!((*row).since)),
+            read_volatile(addr_of!((*row).service)),
+            read_volatile(addr_of!((*row).backend)),
+            read_volatile(addr_of!((*row).generation)),
+            read_volatile(addr_of!((*row).place)),
+        )
+    };
+    if socket == 0 || socket == CLAIMED {
+        return 0;
+    }
+    let fate = look(backend, socket, cookie, place);
+    if fate == Fate::Waiting && request.now.wrapping_sub(since) < TRIAL {
+        return 0;
+    }
+    // SAFETY: an aligned word; whoever takes the watch out draws the conclusions.
+    if !unsafe { atomic::exchange_if(addr_of_mut!((*row).socket), socket, 0) } {
+        return 0;
+    }
+    let Some(known) = BACKENDS.get(backend) else {
+        return 0;
+    };
+    if known.service != service || known.generation != generation {
+        return 0;
+    }
+    let Some(health) = BACKEND_HEALTH.get_ptr_mut(backend) else {
+        return 0;
+    };
+    let state = state_of(health);
+    // The watch is of the trial if it began no earlier.
+    let tries = stance(state, request.now) == Stance::Trial
+        && state.mark() == request.mark
+        && since + TRIAL >= state.time();
+    match fate {
+        Fate::Established => {
+            // SAFETY: the slot is this client's; a word that only hints.
+            unsafe { write_volatile(addr_of_mut!((*row).failed_at), 0) };
+            succeed(request, service, backend, since);
+            if tries {
+                readmit(backend, health, state, service);
+            }
+        }
+        Fate::Waiting if tries => {
+            fail_trial(
+                backend,
+                health,
+                state,
+                service,
+                FailureCause::Unanswered,
+                request.now,
+            );
+        }
+        Fate::Gone if tries => {
+            // The next standing client tries at once.
+            let due = HealthState::ejected(request.now, state.doublings());
+            if change(health, state, due) {
+                tell(
+                    EventKind::TrialAbandoned,
+                    About {
+                        service,
+                        backend,
+                        generation,
+                        mark: request.mark,
+                    },
+                    FailureCause::None,
+                    due,
+                );
+            }
+        }
+        Fate::Waiting | Fate::Gone => {}
+    }
+    0
+}
+
+/// The client was seen established at `backend` by a connect begun at `since`.
+#[inline(always)]
+fn succeed(request: &Request, service: u32, backend: u32, since: u64) {
+    let bit = request.bit();
+    let Some(health) = BACKEND_HEALTH.get_ptr_mut(backend) else {
+        return;
+    };
+    // SAFETY: a word of a map's row, the epoch's own.
+    unsafe {
+        stand(
+            addr_of_mut!((*health).standing[(request.epoch & 1) as usize]),
+            request.epoch,
+            bit,
+        )
+    };
+    if let Some(row) = SERVICE_HEALTH.get_ptr_mut(service) {
+        // SAFETY: as above.
+        unsafe {
+            stand(
+                addr_of_mut!((*row).standing[(request.epoch & 1) as usize]),
+                request.epoch,
+                bit,
+            )
+        };
+    }
+    let state = state_of(health);
+    if stance(state, request.now) != Stance::Suspect {
+        return;
+    }
+    let Some(failures) = BACKEND_FAILURES.get_ptr_mut(backend) else {
+        return;
+    };
+    // SAFETY: aligned words of a map's row.
+    unsafe {
+        atomic::clear(addr_of_mut!((*failures).doubted), bit);
+        atomic::clear(addr_of_mut!((*failures).closed), bit);
+        // A connect that began before the last failure says nothing of what came after it.
+        if since <= state.time() {
+            return;
+        }
+        atomic::store(addr_of_mut!((*failures).run), 0);
+        // While it is closed to somebody, draws have to look.
+        if atomic::load(addr_of!((*failures).closed)) == 0
+            || request.now >= atomic::load(addr_of!((*failures).closed_until))
+        {
+            atomic::store(addr_of_mut!((*failures).closed), 0);
+            change(health, state, HealthState::HEALTHY);
+        }
+    }
+}
+
+/// Adds a client to those of an epoch.
+///
+/// # Safety
+/// `word` is an aligned word of a map's row that is the epoch's own.
+#[inline(always)]
+unsafe fn stand(word: *mut u64, epoch: u64, bit: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let seen = atomic::load(word);
+        if Standing(seen).of(epoch) & bit != 0 {
+            return;
+        }
+        let fresh = Standing::new(epoch, bit).0;
+        if seen >> MARKS.count_ones() == fresh >> MARKS.count_ones()
+            || !atomic::exchange_if(word, seen, fresh)
+        {
+            // The word is this epoch's, or another CPU has just made it so.
+            atomic::set(word, bit);
+        }
+    }
+}
+
+/// Notes this connect in the client's watch, unless an earlier one there still waits for its answer; a trial goes first.
+#[inline(never)]
+pub(super) fn watch(ctx: &SockAddrContext, request: &mut Request, chosen: u32) -> u32 {
+    let Some(row) = WATCHES.get_ptr_mut(watch_slot(request.mark & 63, request.service)) else {
+        return 0;
+    };
+    // SAFETY: an aligned word of a map's row, taken by exchange.
+    unsafe {
+        let seen = atomic::load(addr_of!((*row).socket));
+        if seen == CLAIMED || (seen != 0 && request.trial == 0) {
+            return 0;
+        }
+        if !atomic::exchange_if(addr_of_mut!((*row).socket), seen, CLAIMED) {
+            return 0;
+        }
+        let generation = BACKENDS.get(chosen).map_or(0, |backend| backend.generation);
+        if (*row).service != request.service {
+            (*row).failed_at = 0;
+        }
+        (*row).cookie = bpf_get_socket_cookie(ctx.sock_addr.cast());
+        (*row).since = request.now;
+        (*row).service = request.service;
+        (*row).backend = chosen;
+        (*row).generation = generation;
+        let socket = socket::of_context(ctx);
+        (*row).place = socket::place_number(socket);
+        request.watched = 1;
+        // What was a pointer is a number when it is read back.
+        write_volatile(addr_of_mut!((*row).socket), socket as u64);
+    }
+    0
+}

@@ -8,7 +8,9 @@ mod cgroup;
 mod diag;
 mod events;
 mod links;
+mod load;
 mod orphans;
+mod pins;
 mod plan;
 mod sys;
 mod tables;
@@ -20,23 +22,20 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::programs::Program;
-use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
+use aya::Ebpf;
 use isthmus_abi::{
     BackendFailuresRow, BackendHealthRow, BackendRow, ClientWord, Counter, Frontend4Key,
     FrontendValue, NetPort, Ring, ScopeProtocol, ServiceHealthRow, ServiceLimitsRow, Slot, client,
 };
 use isthmus_core::table::{TableBackend, TableError, Tables};
-use nix::fcntl::{Flock, FlockArg};
-use nix::mount::{MsFlags, mount};
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use tracing::{debug, info, warn};
+use nix::fcntl::Flock;
 use zerocopy::IntoBytes;
 
 pub use cgroup::{CgroupError, probe_connect};
 pub use events::{CounterReader, EventRing};
 pub use links::{Hook, HookProgram};
 pub use orphans::{Closed, OrphanError, Orphans, Place, start as close_orphans};
+pub use pins::cleanup;
 pub use plan::{
     DatapathConfig, HookKind, Lifetime, LoadPlan, MapPlan, MapSizes, ProgramPlan, TooManyCidrs,
     VERSION_PREFIX,
@@ -45,35 +44,11 @@ pub use sys::{clock, grace_period};
 pub use tables::{KernelHash, MappedArray};
 
 use cgroup::Cgroup;
-
-/// The programs and maps, as built.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.o"));
+use load::{load, open_map};
+use pins::{ensure_bpffs, lock_dir, remove_other_versions};
 
 /// An address of TEST-NET-1 (RFC 5737): nobody's service. The probe's frontend for a moment.
 const PROBE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
-
-/// A constant of the programs that holds the place of a member of a structure of the kernel's: constant, structure, member.
-type KernelMember = (&'static str, &'static str, &'static str);
-
-const KERNEL_MEMBERS: [KernelMember; 11] = [
-    ("SKC_COOKIE", "sock_common", "skc_cookie"),
-    ("SKC_STATE", "sock_common", "skc_state"),
-    ("SKC_REFCNT", "sock_common", "skc_refcnt"),
-    ("SKC_FAMILY", "sock_common", "skc_family"),
-    ("SKC_DPORT", "sock_common", "skc_dport"),
-    ("SKC_DADDR", "sock_common", "skc_daddr"),
-    ("SKC_V6_DADDR", "sock_common", "skc_v6_daddr"),
-    ("SK_ERR", "sock", "sk_err"),
-    ("SK_PROTOCOL", "sock", "sk_protocol"),
-    ("SRTT_US", "tcp_sock", "srtt_us"),
-    ("RCV_NXT", "tcp_sock", "rcv_nxt"),
-];
-/// Where the kernel has MPTCP.
-const MPTCP_MEMBERS: [KernelMember; 3] = [
-    ("IS_MPTCP", "tcp_sock", "is_mptcp"),
-    ("ULP_DATA", "inet_connection_sock", "icsk_ulp_data"),
-    ("SUBFLOW_CONN", "mptcp_subflow_context", "conn"),
-];
 
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
@@ -311,7 +286,7 @@ impl Datapath {
             }
         }
         self.proof = self.prove()?;
-        self.remove_other_versions();
+        remove_other_versions(&self.plan);
         self.adopted = true;
         Ok(())
     }
@@ -452,187 +427,6 @@ impl Datapath {
         proof?;
         Ok(Proof::Seen)
     }
-
-    fn remove_other_versions(&self) {
-        let Some(parent) = self.plan.version_dir.parent() else {
-            return;
-        };
-        let Ok(entries) = fs::read_dir(parent) else {
-            return;
-        };
-        for path in entries.flatten().map(|entry| entry.path()) {
-            let name = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .unwrap_or_default();
-            let version = name
-                .strip_prefix(VERSION_PREFIX)
-                .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
-            if version && path != self.plan.version_dir {
-                match fs::remove_dir_all(&path) {
-                    Ok(()) => {
-                        info!(path = %path.display(), "removed the maps of an earlier version")
-                    }
-                    Err(error) => {
-                        warn!(path = %path.display(), %error, "cannot remove the maps of an earlier version")
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Takes the right to write the maps below `bpffs`; it ends with the process at the latest.
-fn lock_dir(bpffs: &Path) -> Result<Flock<File>, DatapathError> {
-    let failed = |cause| DatapathError::Path {
-        path: bpffs.to_owned(),
-        cause,
-    };
-    let dir = File::open(bpffs).map_err(failed)?;
-    Flock::lock(dir, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => DatapathError::InUse(bpffs.to_owned()),
-        other => failed(other.into()),
-    })
-}
-
-/// Detaches and unpins everything below `bpffs`. Returns how many pins there were.
-///
-/// # Errors
-/// If an agent works there, or a pin cannot be removed.
-pub fn cleanup(bpffs: &Path) -> Result<usize, DatapathError> {
-    fn remove(dir: &Path) -> io::Result<usize> {
-        let mut pins = 0;
-        for entry in fs::read_dir(dir)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                pins += remove(&entry.path())?;
-            } else {
-                fs::remove_file(entry.path())?;
-                pins += 1;
-            }
-        }
-        fs::remove_dir(dir)?;
-        Ok(pins)
-    }
-    if !bpffs.exists() {
-        return Ok(0);
-    }
-    let _lock = lock_dir(bpffs)?;
-    let failed = |cause| DatapathError::Path {
-        path: bpffs.to_owned(),
-        cause,
-    };
-    // Links first: a hook must not run with half of its maps' names gone.
-    let links = bpffs.join("links");
-    let detached = if links.exists() {
-        remove(&links).map_err(failed)?
-    } else {
-        0
-    };
-    Ok(detached + remove(bpffs).map_err(failed)?)
-}
-
-/// A descriptor of every map that the plan names, by its pin.
-fn open_map(plan: &MapPlan) -> Result<OwnedFd, DatapathError> {
-    let failed = |cause| DatapathError::Map {
-        name: plan.name,
-        cause,
-    };
-    sys::obj_get(&plan.pin)
-        .map_err(failed)?
-        .ok_or_else(|| failed(io::Error::from(io::ErrorKind::NotFound)))
-}
-
-/// Creates or adopts the pinned maps, and loads the programs against them.
-fn load(plan: &LoadPlan) -> Result<Ebpf, DatapathError> {
-    let refused = |error: &dyn std::error::Error| {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            if !text.contains(&cause_text) {
-                text = format!("{text}: {cause_text}");
-            }
-            source = cause.source();
-        }
-        DatapathError::Load(text)
-    };
-    let mut loader = EbpfLoader::new();
-    loader.verifier_log_level(VerifierLogLevel::STATS);
-    let mptcp = u8::from(Path::new("/proc/sys/net/mptcp").exists());
-    loader.override_global("MPTCP", &mptcp, true);
-    for map in &plan.maps {
-        loader.map_pin_path(map.name, map.pin.as_path());
-        if let Some(entries) = map.max_entries {
-            loader.map_max_entries(map.name, entries);
-        }
-    }
-    let mut members = KERNEL_MEMBERS.to_vec();
-    if mptcp != 0 {
-        members.extend(MPTCP_MEMBERS);
-    }
-    let places = btf::offsets(
-        members
-            .iter()
-            .map(|(_, structure, member)| (*structure, *member)),
-    )
-    .map_err(DatapathError::KernelTypes)?;
-    for ((constant, _, _), place) in members.iter().zip(&places) {
-        loader.override_global(constant, place, true);
-    }
-    let mut ebpf = loader.load(OBJECT).map_err(|error| refused(&error))?;
-    let types = Btf::from_sys_fs().map_err(|error| refused(&error))?;
-    for program in &plan.programs {
-        let loaded = match ebpf.program_mut(program.name) {
-            Some(Program::CgroupSockAddr(loaded)) => loaded.load(),
-            Some(Program::CgroupSock(loaded)) => loaded.load(),
-            Some(Program::BtfTracePoint(loaded)) => loaded.load(program.name, &types),
-            _ => {
-                return Err(DatapathError::Load(format!(
-                    "the object has no program {}",
-                    program.name
-                )));
-            }
-        };
-        loaded.map_err(|error| in_program(program.name, refused(&error)))?;
-        debug!(program = program.name, "verified and loaded");
-    }
-    Ok(ebpf)
-}
-
-fn in_program(name: &str, error: DatapathError) -> DatapathError {
-    match error {
-        DatapathError::Load(text) => DatapathError::Load(format!("{name}: {text}")),
-        other => other,
-    }
-}
-
-fn ensure_bpffs(dir: &Path) -> Result<(), DatapathError> {
-    const ROOT: &str = "/sys/fs/bpf";
-    let is_bpffs = |path: &Path| {
-        path.ancestors()
-            .find(|path| path.exists())
-            .and_then(|path| statfs(path).ok())
-            .is_some_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
-    };
-    if !is_bpffs(dir) && dir.starts_with(ROOT) {
-        mount(
-            Some("bpf"),
-            ROOT,
-            Some("bpf"),
-            MsFlags::empty(),
-            Some("mode=0700"),
-        )
-        .map_err(|errno| DatapathError::NoBpffs(dir.to_owned(), errno.into()))?;
-        info!("mounted bpffs at {ROOT}");
-    }
-    if is_bpffs(dir) {
-        return Ok(());
-    }
-    Err(DatapathError::NoBpffs(
-        dir.to_owned(),
-        io::Error::other("another file system is there"),
-    ))
 }
 
 /// The cookie of this thread's network namespace.

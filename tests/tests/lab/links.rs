@@ -80,7 +80,11 @@ fn a_cut_and_a_restart_are_told_and_resumed() {
         stale.endpoints, before.endpoints,
         "a stale peer's backends stay"
     );
-    wait_status(east, 1, &["west", "stale"]);
+    // At first a silent stream, then a server that does not answer: each with the way out.
+    let way_out = "firewall, route, or mesh server down?";
+    wait_status(east, 1, &["west", "stale", way_out]);
+    let unanswered = format!("does not answer TCP: {way_out}");
+    wait_status(east, 1, &["west", "stale", &unanswered]);
     let timed_out = east
         .agentctl(&["clustermesh", "status", "--wait=300ms"])
         .unwrap();
@@ -123,6 +127,24 @@ fn a_cut_and_a_restart_are_told_and_resumed() {
     expect_answers(&mut traffic, &["east", "west"], "without a feed");
     lab.cluster("east").unwrap().start_mesh(&[]).unwrap();
     wait_status(east, 0, &["connected"]);
+}
+
+#[test]
+fn troubles_of_files_are_told_on_every_node() {
+    let lab = running("troubles", TWO_SMALL);
+    let (cluster, node) = (lab.cluster("east").unwrap(), lab.node("east-1").unwrap());
+    wait_status(node, 0, &["connected"]);
+    let broken = cluster.links_dir().join("north.yaml");
+    fs::write(
+        &broken,
+        "apiVersion: mesh.isthmus.dev/v1alpha1\nkind: Link\n",
+    )
+    .unwrap();
+    let directory = cluster.links_dir().display().to_string();
+    let text = wait_status(node, 1, &["! link north.yaml:", &directory]);
+    assert!(text.contains("connected"), "west is not to blame:\n{text}");
+    fs::remove_file(&broken).unwrap();
+    wait_status(node, 0, &["connected"]);
 }
 
 #[test]

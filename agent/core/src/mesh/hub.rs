@@ -3,23 +3,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 
 use super::salt::Salt;
 use super::silence::Wakefulness;
 use super::trouble::Troubles;
 use super::{
-    Age, Cluster, ClusterView, ConsumerHello, Epoch, Fault, Guard, HearsUs, LinkState, PeerView,
-    Publisher, Quarantine, Role, Rows, SavedHistory, SavedPublisher, SavedSilence, Sequenced,
-    Terms, Trouble, TroubleSource, VERSION, View,
+    Age, Cluster, ClusterView, ConsumerHello, Fault, Guard, HearsUs, LinkState, PeerView,
+    Publisher, Quarantine, Role, Sequenced, Terms, Trouble, TroubleSource, VERSION, View,
 };
 use crate::model::{Batch, ClusterId, ClusterName};
 
 mod link;
 mod notice;
+mod saved;
 
 use link::{Around, Effect, Link};
 pub use notice::Notice;
+pub use saved::{SavedHub, SavedLink};
 
 /// A peer that has just come back gets this long to watch us before we say that it does not.
 const HEARS_US_GRACE: Duration = Duration::from_secs(5);
@@ -477,39 +477,5 @@ fn doubted(quarantine: Quarantine) -> Trouble {
         ),
         way_out: "If they should stay for good: is the source whole, and --source the right one?"
             .to_owned(),
-    }
-}
-
-/// A [`Hub`] as a state file holds it.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct SavedHub {
-    pub publisher: SavedPublisher,
-    pub links: Vec<SavedLink>,
-}
-
-/// A linked cluster as a state file holds it.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct SavedLink {
-    pub cluster: Cluster,
-    pub silence: SavedSilence,
-    pub rows: Rows,
-    #[serde(default)]
-    pub history: SavedHistory,
-    /// The rows are those that their position names for the peer too: none is left out, none kept against its word.
-    #[serde(default)]
-    pub exact: bool,
-    /// Where its endpoints are, as it said when it was first connected.
-    #[serde(default)]
-    pub learnt: Option<Vec<IpNet>>,
-}
-
-impl SavedHub {
-    /// The state of a mesh server that never ran. `epoch` is random.
-    #[must_use]
-    pub fn empty(epoch: Epoch) -> Self {
-        Self {
-            publisher: SavedPublisher::empty(epoch),
-            links: Vec::new(),
-        }
     }
 }

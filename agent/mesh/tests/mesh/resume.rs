@@ -10,7 +10,8 @@ use isthmus_mesh::dial::{self, Failure};
 use isthmus_mesh::server::Served;
 use isthmus_mesh::tls::Tls;
 
-use super::world::{Agent, HEARTBEAT, Mesh, Wire, World, cluster, endpoint_at, service};
+use super::relay::Wire;
+use super::world::{Agent, HEARTBEAT, Mesh, World, cluster, endpoint_at, service};
 
 /// A service and `n` endpoints.
 fn rows(n: u32) -> Vec<RowChange> {

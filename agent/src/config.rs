@@ -155,7 +155,7 @@ pub struct AgentArgs {
         long,
         value_name = "ENTRIES",
         default_value_t = 65536,
-        value_parser = clap::value_parser!(u32).range(64..=1 << 24),
+        value_parser = clap::value_parser!(u32).range(1024..=1 << 24),
         help_heading = "Map sizes"
     )]
     pub lb_affinity_max: u32,

@@ -384,7 +384,7 @@ fn clients(world: &mut World) -> anyhow::Result<()> {
 fn full(world: &mut World) -> anyhow::Result<()> {
     let scene = Scene::new(world, Kind::Udp4)?;
     let mut table: KernelHash<AffinityKey, AffinityRow> = world.datapath().hash("affinity", "")?;
-    for client in 1_000_000..1_001_000 {
+    for client in 1_000_000..1_003_000 {
         let key = AffinityKey {
             client,
             service: 60,

@@ -33,7 +33,7 @@ pub const SIZES: MapSizes = MapSizes {
     services: 64,
     backends: 64,
     ring_slots: 256,
-    affinity: 64,
+    affinity: 1024,
 };
 
 /// Services of the rows, by index.

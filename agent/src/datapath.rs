@@ -6,6 +6,7 @@
 mod btf;
 mod cgroup;
 mod diag;
+pub mod earlier;
 mod events;
 mod links;
 mod load;

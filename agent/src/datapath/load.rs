@@ -37,6 +37,40 @@ const MPTCP_MEMBERS: [KernelMember; 3] = [
     ("SUBFLOW_CONN", "mptcp_subflow_context", "conn"),
 ];
 
+/// What programs must know of the kernel that they run on.
+pub(super) struct Kernel {
+    mptcp: u8,
+    members: Vec<KernelMember>,
+    places: Vec<u32>,
+}
+
+impl Kernel {
+    pub(super) fn running() -> Result<Self, DatapathError> {
+        let mptcp = u8::from(Path::new("/proc/sys/net/mptcp").exists());
+        let mut members = KERNEL_MEMBERS.to_vec();
+        if mptcp != 0 {
+            members.extend(MPTCP_MEMBERS);
+        }
+        let names = members
+            .iter()
+            .map(|(_, structure, member)| (*structure, *member));
+        let places = btf::offsets(names).map_err(DatapathError::KernelTypes)?;
+        Ok(Self {
+            mptcp,
+            members,
+            places,
+        })
+    }
+
+    /// Sets the object's constants; `all` of them must be there.
+    pub(super) fn tell<'a>(&'a self, loader: &mut EbpfLoader<'a>, all: bool) {
+        loader.override_global("MPTCP", &self.mptcp, all);
+        for ((constant, _, _), place) in self.members.iter().zip(&self.places) {
+            loader.override_global(constant, place, all);
+        }
+    }
+}
+
 /// A descriptor of every map that the plan names, by its pin.
 pub(super) fn open_map(plan: &MapPlan) -> Result<OwnedFd, DatapathError> {
     let failed = |cause| DatapathError::Map {
@@ -62,28 +96,15 @@ pub(super) fn load(plan: &LoadPlan) -> Result<Ebpf, DatapathError> {
         }
         DatapathError::Load(text)
     };
+    let kernel = Kernel::running()?;
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::STATS);
-    let mptcp = u8::from(Path::new("/proc/sys/net/mptcp").exists());
-    loader.override_global("MPTCP", &mptcp, true);
+    kernel.tell(&mut loader, true);
     for map in &plan.maps {
         loader.map_pin_path(map.name, map.pin.as_path());
         if let Some(entries) = map.max_entries {
             loader.map_max_entries(map.name, entries);
         }
-    }
-    let mut members = KERNEL_MEMBERS.to_vec();
-    if mptcp != 0 {
-        members.extend(MPTCP_MEMBERS);
-    }
-    let places = btf::offsets(
-        members
-            .iter()
-            .map(|(_, structure, member)| (*structure, *member)),
-    )
-    .map_err(DatapathError::KernelTypes)?;
-    for ((constant, _, _), place) in members.iter().zip(&places) {
-        loader.override_global(constant, place, true);
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| refused(&error))?;
     let types = Btf::from_sys_fs().map_err(|error| refused(&error))?;

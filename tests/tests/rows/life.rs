@@ -1,15 +1,16 @@
 //! What programs and sockets go through: restarts, another version, crowds, rings that move.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, ensure};
 use isthmus_abi::{Counter, Ring, Slot};
+use isthmus_agent::datapath::earlier::Earlier;
 use isthmus_core::model::Protocol;
 use socket2::{Domain, Socket, Type};
 
 use super::Row;
 use super::connect::expect_errno;
-use super::world::{SERVICE_PORT, SERVICE4, TCP4, UDP4, World};
+use super::world::{SERVICE_PORT, SERVICE4, SERVICE6, TCP4, UDP4, World};
 
 pub fn rows() -> Vec<Row> {
     let row = |name: &str, row: fn(&mut World) -> anyhow::Result<()>| -> Row {
@@ -23,6 +24,10 @@ pub fn rows() -> Vec<Row> {
         row(
             "other sizes: new maps, the same links, sockets still remember",
             other_version,
+        ),
+        row(
+            "an earlier ABI: sockets that it connected still remember",
+            earlier_abi,
         ),
         row("3,000 live sockets: each remembers its own service", crowd),
         row(
@@ -119,6 +124,106 @@ fn other_version(world: &mut World) -> anyhow::Result<()> {
         .count();
     ensure!(versions == 1, "{versions} versions of maps are pinned");
     Ok(())
+}
+
+/// Programs of ABI 2, built from this repository when that was current.
+const ABI_2: &[u8] = include_bytes!("../../fixtures/datapath-abi2.o");
+
+/// The socket's row of `sockets` is older than any version of the rest.
+fn earlier_abi(world: &mut World) -> anyhow::Result<()> {
+    let (service4, service6) = (service(), SocketAddr::from((SERVICE6, SERVICE_PORT)));
+    let backends = [world.backend4, world.backend6];
+    world.stop();
+    let config = world.config();
+    let cgroup = config.cgroup.context("the rows' cgroup")?;
+    let earlier = Earlier::attach(ABI_2, &config.bpffs, &cgroup)?;
+    for (nth, (service, backend)) in [service4, service6].into_iter().zip(backends).enumerate() {
+        for (protocol, index) in [(1, 10), (2, 11)] {
+            fill_abi_2(
+                &earlier,
+                service,
+                backend,
+                protocol,
+                index + 2 * u32::try_from(nth)?,
+            )?;
+        }
+    }
+    let mut sockets = Vec::new();
+    for (service, domain) in [(service4, Domain::IPV4), (service6, Domain::IPV6)] {
+        for kind in [Type::STREAM, Type::DGRAM] {
+            let socket = Socket::new(domain, kind, None)?;
+            socket
+                .connect(&service.into())
+                .context("a connect under ABI 2")?;
+            sockets.push((socket, service));
+        }
+    }
+    drop(earlier);
+    let peer = |socket: &Socket| -> anyhow::Result<SocketAddr> {
+        socket.peer_addr()?.as_socket().context("an address")
+    };
+    for ((socket, _), backend) in sockets.iter().zip(backends.iter().flat_map(|b| [b, b])) {
+        ensure!(
+            peer(socket)? == *backend,
+            "without programs: {:?}",
+            peer(socket)?
+        );
+    }
+    world.start(|_| ())?;
+    for (socket, service) in &sockets {
+        let seen = peer(socket)?;
+        ensure!(
+            seen == *service,
+            "a socket of ABI 2 sees {seen}, not {service}"
+        );
+    }
+    Ok(())
+}
+
+/// One service of one backend, as ABI 2 has it: protocols are 1 and 2, a ring's word has eight bits of tiers.
+fn fill_abi_2(
+    earlier: &Earlier,
+    service: SocketAddr,
+    backend: SocketAddr,
+    protocol: u16,
+    index: u32,
+) -> anyhow::Result<()> {
+    let settings = isthmus_abi::Settings {
+        abi_version: 2,
+        refuse_errno: 111,
+        client_default: isthmus_abi::client::TRANSLATE,
+        client_rows: 0,
+        refuse_unknown_port: 0,
+        passive_health: 1,
+        service_cidrs4: [isthmus_abi::Cidr4::UNUSED; isthmus_abi::CIDRS_MAX],
+        service_cidrs6: [isthmus_abi::Cidr6::UNUSED; isthmus_abi::CIDRS_MAX],
+    };
+    earlier.put("settings", &0_u32, &settings)?;
+    let mut key = match service.ip() {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    key.extend(service.port().to_be_bytes());
+    key.extend(protocol.to_ne_bytes());
+    let frontends = if service.is_ipv4() {
+        "frontends4"
+    } else {
+        "frontends6"
+    };
+    earlier.put(frontends, key.as_slice(), &[index, 0])?;
+    let row = isthmus_abi::BackendRow {
+        address: isthmus_core::model::Address::from(backend.ip()).words(),
+        port: backend.port().to_be(),
+        service: index,
+        generation: 1,
+        state: isthmus_abi::backend_state::LIVE,
+        protocol: u8::try_from(protocol)?,
+        ..isthmus_abi::BackendRow::default()
+    };
+    earlier.put("backends", &index, &row)?;
+    earlier.put("slots", &index, &Slot::new(index, index))?;
+    let ring = u64::from(index) << 32 | 1 << 24 | 1;
+    Ok(earlier.put("rings", &index, &ring)?)
 }
 
 /// Enough sockets that some meet in one row of `sockets`: 3,000 in 65,536 places collide some 67 times.

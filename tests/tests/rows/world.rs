@@ -149,6 +149,16 @@ impl World {
         Ok(())
     }
 
+    /// Without programs, until the next start: as before an agent's first.
+    pub fn stop(&mut self) {
+        self.tables = None;
+        self.datapath = None;
+        self.started = None;
+        let links = self.bpffs.join("links");
+        // A link that was never there is gone.
+        let _ = fs::remove_dir_all(links);
+    }
+
     pub fn datapath(&self) -> &Datapath {
         self.datapath.as_ref().expect("built")
     }

@@ -65,7 +65,7 @@ const RECORDED: [Recorded; 3] = [
         series: "6.12",
         counting: Counting::Allocated { locks: 32 },
         walked: [
-            184, 214, 257, 376, 207, 6513, 2376, 10_301, 10_745, 5118, 5250,
+            189, 219, 239, 364, 199, 6205, 2389, 9784, 10_242, 5834, 5981,
         ],
     },
     Recorded {

@@ -311,6 +311,11 @@ fn internal_traffic_policy_local_keeps_connections_on_their_node() {
     ];
     say(&mut store, west(), remote);
     assert_eq!(tiers(&store), [["10.1.0.1"]]);
+    let ports = service(here(), store.now().group(&name())).ports;
+    assert!(
+        ports.iter().all(|port| !port.global),
+        "nothing of other clusters is kept on trust"
+    );
 
     let group_name = name();
     let group = store.now().group(&group_name);

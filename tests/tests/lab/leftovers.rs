@@ -79,7 +79,9 @@ fn the_demo_ends_well_and_leaves_nothing() {
     );
     let document: serde_json::Value = serde_json::from_str(&said).unwrap();
     assert_eq!(document["kind"], "Demo");
-    assert_eq!(document["failed"], 0);
+    // Two backends are killed in it: three refusals each, and what breaks off.
+    let failed = document["failed"].as_u64().unwrap();
+    assert!((6..20).contains(&failed), "{document}");
     assert!(
         document["requests"].as_u64().unwrap() > 10_000,
         "{document}"

@@ -35,6 +35,14 @@ fn full_traffic(lab: &Lab, frontends: &[Frontend]) -> Traffic {
     traffic
 }
 
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Watches the hooks of a node while `work` is done: every link that was there stays, without a gap.
 fn watching_links<T>(node: Node<'_>, work: impl FnOnce() -> T) -> T {
     let before = node.kernel_links().unwrap();
@@ -55,8 +63,10 @@ fn watching_links<T>(node: Node<'_>, work: impl FnOnce() -> T) -> T {
             }
             looks
         });
+        // A panic of the work ends the watch too, and is told.
+        let end = SetAtEnd(&done);
         let result = work();
-        done.store(true, Ordering::Relaxed);
+        drop(end);
         assert!(watch.join().unwrap() > 0, "nobody looked");
         result
     })

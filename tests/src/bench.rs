@@ -8,9 +8,11 @@ pub mod arena;
 mod change;
 mod death;
 mod failover;
+mod flat;
 mod footprint;
 pub mod machine;
 mod node;
+mod peer;
 mod scale;
 pub mod sheet;
 pub mod stats;
@@ -38,7 +40,7 @@ pub struct Options {
     /// Print JSON, without the raw batches
     #[arg(long)]
     pub json: bool,
-    /// Rounds of each row (G1, G9), repetitions (G8, G18), changes (G12, G16, scale), kills (G13a), switches (G17)
+    /// Rounds of each row (G1, G2, G3, G9), repetitions (G8, G18), changes (G12, G16, scale), kills (G13a), switches (G17)
     #[arg(long, value_name = "N")]
     pub batches: Option<usize>,
     /// Where rows, raw batches and the machine are written, a file for each budget
@@ -51,6 +53,12 @@ pub enum Budget {
     /// Connect tax: what our hooks add to connect()
     #[value(name = "G1")]
     G1,
+    /// New connections, beside nftables in kube-proxy's shape
+    #[value(name = "G2")]
+    G2,
+    /// Flat in scale: 100,000 services and 1,000,000 backends beside 10 services
+    #[value(name = "G3")]
+    G3,
     /// A service from decoded rows to the kernel
     #[value(name = "G8")]
     G8,
@@ -86,6 +94,8 @@ impl Budget {
     fn measure(self, batches: Option<usize>) -> Result<Sheet> {
         match self {
             Self::G1 => tax::run(batches),
+            Self::G2 => peer::run(batches),
+            Self::G3 => flat::run(batches),
             Self::G8 => way::services(batches),
             Self::G9 => way::churn(batches),
             Self::G12 => scale::mesh(batches),

@@ -94,7 +94,7 @@ pub(crate) fn list(prefix: &str) -> Result<Vec<Netns>> {
         .collect())
 }
 
-fn feed(command: &mut Command, input: &str) -> Result<()> {
+pub(crate) fn feed(command: &mut Command, input: &str) -> Result<()> {
     let shown = format!("{command:?}");
     let mut child = command
         .stdin(Stdio::piped())

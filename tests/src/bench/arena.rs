@@ -38,18 +38,7 @@ impl Arena {
         let host = Host::prepare()?;
         sweep(&host.cgroup2)?;
         unshare(CloneFlags::CLONE_NEWNET).context("a network namespace of its own")?;
-        ip_batch(&format!(
-            "link set lo up\nroute add local {} dev lo\nroute add local {NOBODY_INSIDE}/32 dev lo\n",
-            BACKENDS.1
-        ))?;
-        for (key, value) in [
-            // Closed connections leave nothing behind, so that no batch pays for the one before it.
-            ("net/ipv4/tcp_max_tw_buckets", "0"),
-            ("net/ipv4/ip_local_port_range", "1024 65000"),
-        ] {
-            fs::write(Path::new("/proc/sys").join(key), value)
-                .with_context(|| format!("sysctl {key}={value}"))?;
-        }
+        prepare_namespace()?;
         let pid = std::process::id();
         let home = host.cgroup2.join(own_cgroup()?);
         let cgroup = Cgroup::create(host.cgroup2.join(format!("{CGROUP_PREFIX}{pid}")))?;
@@ -78,6 +67,23 @@ impl Arena {
     pub fn pins(&self) -> &Path {
         &self.pins
     }
+}
+
+/// Has this thread's network namespace answer for every address here.
+pub fn prepare_namespace() -> Result<()> {
+    ip_batch(&format!(
+        "link set lo up\nroute add local {} dev lo\nroute add local {NOBODY_INSIDE}/32 dev lo\n",
+        BACKENDS.1
+    ))?;
+    for (key, value) in [
+        // Closed connections leave nothing behind, so that no batch pays for the one before it.
+        ("net/ipv4/tcp_max_tw_buckets", "0"),
+        ("net/ipv4/ip_local_port_range", "1024 65000"),
+    ] {
+        fs::write(Path::new("/proc/sys").join(key), value)
+            .with_context(|| format!("sysctl {key}={value}"))?;
+    }
+    Ok(())
 }
 
 impl Drop for Arena {

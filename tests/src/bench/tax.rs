@@ -1,7 +1,7 @@
 //! G1, the connect tax: what our programs add to `connect(2)`, over what any hook adds.
 
-mod calls;
-mod fleet;
+pub(super) mod calls;
+pub(super) mod fleet;
 mod rows;
 
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ use super::sheet::Sheet;
 use super::stats::{Random, Rounds};
 use crate::kernel::bpftool;
 use calls::{Caller, Cost, TIMED, WARM, connected, getpeername_cost};
-use fleet::{BACKEND_PORT, Fleet, Variant};
+use fleet::{BACKEND_PORT, Fleet, Scale, Variant};
 
 /// Rounds of each case unless asked otherwise.
 const ROUNDS: usize = 320;
@@ -152,7 +152,7 @@ pub fn run(batches: Option<usize>) -> Result<Sheet> {
 
 /// A program on one of these hooks, in whatever cgroup, switches the hook on for the whole machine: then every connect
 /// pays for the most part of it, and there is no "no program" to compare with.
-fn expect_bare() -> Result<()> {
+pub(super) fn expect_bare() -> Result<()> {
     const HOOKS: [&str; 2] = ["cgroup_inet4_connect", "cgroup_inet4_getpeername"];
     let links = bpftool(&["link", "show"])?;
     let links = links.as_array().into_iter().flatten();
@@ -186,7 +186,7 @@ impl Bench<'_> {
         rounds: usize,
         measured: &mut Vec<Measured>,
     ) -> Result<()> {
-        let fleet = Fleet::build(self.arena, services, protocol)?;
+        let fleet = Fleet::build(self.arena, Scale::of(services), protocol)?;
         let caller = Caller::new(protocol)?;
         for case in Case::of(protocol, services) {
             let before = fleet.sent();

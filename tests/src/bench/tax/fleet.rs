@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use isthmus_abi::{
     BackendHealthRow, BackendRow, Frontend4Key, FrontendValue, NetPort, Ring, ScopeProtocol, Slot,
     backend_state,
@@ -16,19 +16,37 @@ use isthmus_core::table::Tables;
 use crate::bench::arena::{Arena, BACKENDS, SERVICE_CIDR};
 use crate::bench::stats::Random;
 
-/// Backends of each service.
-const EACH: u32 = 4;
-/// Services answer here, their backends on another port: a connection that was not translated is refused.
-const SERVICE_PORT: u16 = 80;
-pub const BACKEND_PORT: u16 = 8080;
-/// The agent's defaults.
-const SIZES: MapSizes = MapSizes {
-    services: 65536,
-    backends: 65536,
-    ring_slots: 262_144,
-    affinity: 65536,
-};
+/// How much is in the maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Scale {
+    pub services: u32,
+    /// Backends of each.
+    pub each: u32,
+}
 
+impl Scale {
+    /// Of four backends each.
+    #[must_use]
+    pub const fn of(services: u32) -> Self {
+        Self { services, each: 4 }
+    }
+
+    /// The agent's defaults, or as much as is needed.
+    fn sizes(self) -> MapSizes {
+        let room = |default: u32, wanted: u32| default.max(wanted.next_power_of_two());
+        let backends = self.services * self.each;
+        MapSizes {
+            services: room(65536, self.services),
+            backends: room(65536, backends),
+            ring_slots: room(262_144, backends),
+            affinity: 65536,
+        }
+    }
+}
+
+/// Services answer here, their backends on another port: a connection that was not translated is refused.
+pub const SERVICE_PORT: u16 = 80;
+pub const BACKEND_PORT: u16 = 8080;
 /// What runs in `connect(2)` during a batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Variant {
@@ -72,7 +90,7 @@ impl Variant {
 #[derive(Debug)]
 pub struct Fleet<'a> {
     arena: &'a Arena,
-    services: u32,
+    scale: Scale,
     /// In the order of [`Variant::ALL`].
     programs: [Vec<Program>; 5],
     connects: MappedArray<BackendHealthRow>,
@@ -80,11 +98,11 @@ pub struct Fleet<'a> {
 
 impl<'a> Fleet<'a> {
     /// Loads every program anew and fills new maps.
-    pub fn build(arena: &'a Arena, services: u32, protocol: Protocol) -> Result<Self> {
+    pub fn build(arena: &'a Arena, scale: Scale, protocol: Protocol) -> Result<Self> {
         let config = DatapathConfig {
             bpffs: arena.pins().to_owned(),
             cgroup: Some(arena.cgroup().to_owned()),
-            sizes: SIZES,
+            sizes: scale.sizes(),
             service_cidrs: vec![SERVICE_CIDR.parse()?],
             translate_pods: true,
             refuse_unknown_port: true,
@@ -92,7 +110,7 @@ impl<'a> Fleet<'a> {
             passive_health: true,
         };
         let datapath = Datapath::open(&config)?;
-        fill(&mut datapath.tables()?, services, protocol)?;
+        fill(&mut datapath.tables()?, scale, protocol)?;
         let programs = [
             Vec::new(),
             vec![Program::trivial(CONNECT4)?],
@@ -109,7 +127,7 @@ impl<'a> Fleet<'a> {
         cleanup(arena.pins())?;
         Ok(Self {
             arena,
-            services,
+            scale,
             programs,
             connects,
         })
@@ -147,18 +165,15 @@ impl<'a> Fleet<'a> {
         random: &mut Random,
         count: usize,
     ) -> Vec<SocketAddrV4> {
+        let Scale { services, each } = self.scale;
         let mut draw = |n: u32| u32::try_from(random.below(n as usize)).unwrap_or(0);
         (0..count)
             .map(|_| {
-                let service = if wide {
-                    draw(self.services)
-                } else {
-                    self.services / 2
-                };
+                let service = if wide { draw(services) } else { services / 2 };
                 if variant.translates() {
                     SocketAddrV4::new(service_address(service), SERVICE_PORT)
                 } else {
-                    backend(service * EACH + draw(EACH))
+                    backend(service * each + draw(each))
                 }
             })
             .collect()
@@ -167,7 +182,7 @@ impl<'a> Fleet<'a> {
     /// Connections that our programs sent to backends.
     #[must_use]
     pub fn sent(&self) -> u64 {
-        (0..self.services * EACH)
+        (0..self.scale.services * self.scale.each)
             .map(|id| self.connects.get(id).connects)
             .sum()
     }
@@ -179,18 +194,20 @@ pub fn service_address(service: u32) -> Ipv4Addr {
     Ipv4Addr::from(0x0a60_0100 + service)
 }
 
-fn backend(id: u32) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::from(BACKENDS.0 + 256 + id), BACKEND_PORT)
+/// Beyond so many backends, several stand at one address: what is measured are their rows.
+const ADDRESSES: u32 = 1 << 17;
+
+#[must_use]
+pub fn backend(id: u32) -> SocketAddrV4 {
+    let address = BACKENDS.0 + 256 + id % ADDRESSES;
+    SocketAddrV4::new(Ipv4Addr::from(address), BACKEND_PORT)
 }
 
 /// In the order in which an agent writes: nothing leads to a row that is not there yet.
-fn fill(tables: &mut Tables, services: u32, protocol: Protocol) -> Result<()> {
-    ensure!(
-        services * EACH <= SIZES.backends,
-        "more backends than the map holds"
-    );
+fn fill(tables: &mut Tables, scale: Scale, protocol: Protocol) -> Result<()> {
+    let Scale { services, each } = scale;
     for service in 0..services {
-        for id in service * EACH..(service + 1) * EACH {
+        for id in service * each..(service + 1) * each {
             let at = backend(id);
             let row = BackendRow {
                 address: Address::from(std::net::IpAddr::from(*at.ip())).words(),
@@ -207,7 +224,7 @@ fn fill(tables: &mut Tables, services: u32, protocol: Protocol) -> Result<()> {
         }
         tables
             .rings
-            .put(service, Ring::new(service * EACH, 1, EACH))?;
+            .put(service, Ring::new(service * each, 1, each))?;
         let address = u32::from(service_address(service)).to_be();
         for (port, scope_protocol, service) in [
             (SERVICE_PORT, protocol.abi(), service),

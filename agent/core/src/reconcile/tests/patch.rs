@@ -42,7 +42,7 @@ fn writes(world: &mut World, change: impl FnOnce(&mut World)) -> Vec<Write> {
 }
 
 #[test]
-fn rules_are_one_row_of_limits_written_once() {
+fn rules_are_one_row_of_limits_and_a_bit_of_the_ring_written_once() {
     let mut world = world(2, 0);
     let ruled = |rules| match service("a", Affinity::Local) {
         RowChange::Service(row) => RowChange::Service(
@@ -62,9 +62,10 @@ fn rules_are_one_row_of_limits_written_once() {
     let first = writes(&mut world, |world| {
         world.say(Owner::Local, vec![ruled(rules)]);
     });
-    let [Write::ServiceLimits(_, row)] = first[..] else {
+    let [Write::ServiceLimits(_, row), Write::Ring(_, ring)] = first[..] else {
         panic!("{first:?}")
     };
+    assert!(ring.is_sticky());
     assert_eq!(
         (row.affinity_seconds, row.flags, row.allowed_total),
         (60, service_flags::NO_PASSIVE_HEALTH, 2)
@@ -82,9 +83,10 @@ fn rules_are_one_row_of_limits_written_once() {
     let last = writes(&mut world, |world| {
         world.say(Owner::Local, vec![ruled(ServiceRules::default())]);
     });
-    let [Write::ServiceLimits(_, row)] = last[..] else {
+    let [Write::ServiceLimits(_, row), Write::Ring(_, ring)] = last[..] else {
         panic!("{last:?}")
     };
+    assert!(!ring.is_sticky());
     assert_eq!((row.affinity_seconds, row.flags), (0, 0));
 }
 

@@ -79,9 +79,13 @@ async fn serve(
     args: AgentArgs,
     started: Instant,
     start: Start,
-    datapath: Datapath,
+    mut datapath: Datapath,
     reconciler: Reconciler,
 ) -> anyhow::Result<()> {
+    if let Some(words) = datapath.words() {
+        info!("programs of a debugging build: they say what they do at the level debug");
+        tokio::spawn(words.pass_on());
+    }
     let shutdown = CancellationToken::new();
     let readiness = Readiness::default();
     let cluster = args.cluster()?;

@@ -16,6 +16,7 @@ mod plan;
 mod sys;
 mod tables;
 pub mod trivial;
+mod words;
 
 use std::fs::{self, File};
 use std::io;
@@ -43,6 +44,7 @@ pub use plan::{
 };
 pub use sys::{clock, grace_period};
 pub use tables::{KernelHash, MappedArray};
+pub use words::Words;
 
 use cgroup::Cgroup;
 use load::{load, open_map};
@@ -259,6 +261,11 @@ impl Datapath {
         let map = self.map(NAME)?.try_clone();
         map.and_then(EventRing::new)
             .map_err(|cause| DatapathError::Map { name: NAME, cause })
+    }
+
+    /// What the programs of a debugging build say; `None` of others, and the second time.
+    pub fn words(&mut self) -> Option<Words> {
+        Words::of(&mut self.ebpf)
     }
 
     /// The programs' counters, to be read beside the rest.

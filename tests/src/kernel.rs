@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -60,8 +61,20 @@ fn bpf_ids(kind: &str) -> Result<BTreeSet<String>> {
 
 /// `bpftool -j …`, as JSON.
 pub fn bpftool(arguments: &[&str]) -> Result<Value> {
-    let text = run(Command::new("bpftool").arg("-j").args(arguments))
-        .context("`bpftool` shows what the kernel holds: apt-get install bpftool")?;
+    // A link that somebody is making just now has an id and cannot be had yet: then the whole list fails with EAGAIN.
+    let mut tries = 20;
+    let text = loop {
+        match run(Command::new("bpftool").arg("-j").args(arguments)) {
+            Err(error) if tries > 0 && format!("{error:#}").contains("temporarily unavailable") => {
+                tries -= 1;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            said => {
+                break said
+                    .context("`bpftool` shows what the kernel holds: apt-get install bpftool")?;
+            }
+        }
+    };
     match text.trim() {
         "" => Ok(Value::Null),
         text => {

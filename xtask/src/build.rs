@@ -10,13 +10,13 @@ use crate::progress::{spoken_step, step, step_with};
 use crate::setup::Pair;
 use crate::tree::Tree;
 
-/// The eBPF programs, with their own compiler and none of the host's settings.
-pub(crate) fn object(tree: &Tree, pair: &Pair) -> Result<()> {
+/// The eBPF programs, with their own compiler and none of the host's settings; those that `log` say what they do.
+pub(crate) fn object(tree: &Tree, pair: &Pair, log: bool) -> Result<()> {
     let remark = |size: &u64| format!("{size} bytes, {}", pair.compiler);
-    step_with("build: eBPF programs", || compile(tree, pair), remark).map(drop)
+    step_with("build: eBPF programs", || compile(tree, pair, log), remark).map(drop)
 }
 
-fn compile(tree: &Tree, pair: &Pair) -> Result<u64> {
+fn compile(tree: &Tree, pair: &Pair, log: bool) -> Result<u64> {
     let mut command = tree.caller.user(&pair.compiler.cargo);
     forget_host_toolchain(&mut command);
     command
@@ -42,6 +42,9 @@ fn compile(tree: &Tree, pair: &Pair) -> Result<u64> {
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTC", &pair.compiler.rustc)
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &pair.linker);
+    if log {
+        command.args(["--features", "log"]);
+    }
     run_quietly(&mut command)?;
     let object = tree.object();
     Ok(fs::metadata(&object)

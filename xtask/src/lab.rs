@@ -42,7 +42,7 @@ pub(crate) fn become_program(
         Program::Lab | Program::Bench => {
             let pair = setup(tree, pins, &[Part::Build, Part::Lab], false)?
                 .context("the lab needs the eBPF compiler")?;
-            build::object(tree, &pair)?;
+            build::object(tree, &pair, false)?;
             build::host(tree, &Workspace::read(tree)?, release)?;
             say(&format!(
                 "ready after {:.1} s",

@@ -35,7 +35,8 @@ cargo xtask COMMAND: build, see, test and measure Isthmus
        [--fuzz-seconds N]        how long the fuzz suite searches, 75 unless said
   check                          format, lints, layers, licences, generated code, docs
   bench [NAME]... [--json]       the numbers of the README, measured here
-  build [--release]              the eBPF programs, then the binaries
+  build [--release] [--log]      the eBPF programs, then the binaries; with --log the programs say what they do,
+                                 in the log of an agent with RUST_LOG=debug
   codegen                        write the generated protocol code anew
   setup [PART]... [--dry-run]    find or bring what is needed: build, lab, fuzz, kernels, check; all of them without a part
 
@@ -55,6 +56,7 @@ enum Asked {
     },
     Build {
         release: bool,
+        log: bool,
     },
     Check,
     Test {
@@ -138,14 +140,15 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Asked> {
             Ok(Asked::Setup { parts, dry_run })
         }
         "build" => {
-            let mut release = false;
+            let (mut release, mut log) = (false, false);
             while let Some(argument) = parser.next()? {
                 match argument {
                     Arg::Long("release") => release = true,
+                    Arg::Long("log") => log = true,
                     other => return Err(other.unexpected().into()),
                 }
             }
-            Ok(Asked::Build { release })
+            Ok(Asked::Build { release, log })
         }
         "test" => {
             let (mut suites, mut search) = (Vec::new(), FUZZ);
@@ -179,16 +182,16 @@ fn run(asked: Asked) -> Result<()> {
     match asked {
         Asked::Help => Ok(()),
         Asked::Setup { parts, dry_run } => setup::setup(&tree, &pins, &parts, dry_run).map(drop),
-        Asked::Build { release } => {
+        Asked::Build { release, log } => {
             let pair = setup::setup(&tree, &pins, &[Part::Build], false)?
                 .context("setup left no compiler")?;
-            build::object(&tree, &pair)?;
+            build::object(&tree, &pair, log)?;
             build::host(&tree, &metadata::Workspace::read(&tree)?, release)
         }
         Asked::Check => {
             let pair = setup::setup(&tree, &pins, &[Part::Build, Part::Check], false)?
                 .context("setup left no compiler")?;
-            build::object(&tree, &pair)?;
+            build::object(&tree, &pair, false)?;
             check::check(&tree, &pins)
         }
         Asked::Test { suites, search } => suite::test(&tree, &pins, &suites, search),
@@ -226,7 +229,20 @@ mod tests {
                     dry_run: true,
                 },
             ),
-            ("build --release", Asked::Build { release: true }),
+            (
+                "build --release",
+                Asked::Build {
+                    release: true,
+                    log: false,
+                },
+            ),
+            (
+                "build --log",
+                Asked::Build {
+                    release: false,
+                    log: true,
+                },
+            ),
             ("check", Asked::Check),
             (
                 "test --suite unit --suite=rows",

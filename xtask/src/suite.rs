@@ -98,7 +98,7 @@ pub(crate) fn test(tree: &Tree, pins: &Pins, wanted: &[Suite], search: Duration)
     parts.dedup();
     let pair = setup(tree, pins, &parts, false)?.context("every suite needs the eBPF compiler")?;
     let workspace = Workspace::read(tree)?;
-    build::object(tree, &pair)?;
+    build::object(tree, &pair, false)?;
     if suites.contains(&Suite::Lab) {
         build::host(tree, &workspace, false)?;
     }

@@ -9,6 +9,15 @@ mod event;
 mod kernel;
 #[cfg(target_arch = "bpf")]
 mod maps;
+/// Tells the agent's log, in debugging builds; else it is nothing, its arguments are not even computed.
+#[cfg(all(target_arch = "bpf", feature = "log"))]
+macro_rules! say {
+    ($($words:tt)*) => { aya_log_ebpf::debug!($($words)*) };
+}
+#[cfg(all(target_arch = "bpf", not(feature = "log")))]
+macro_rules! say {
+    ($($words:tt)*) => {};
+}
 #[cfg(target_arch = "bpf")]
 mod programs;
 

@@ -19,7 +19,10 @@ enum Law {
 
 const LAWS: &[(&str, Law)] = &[
     ("isthmus-abi", Law::Only(&["zerocopy"])),
-    ("isthmus-datapath", Law::Only(&["isthmus-abi", "aya-ebpf"])),
+    (
+        "isthmus-datapath",
+        Law::Only(&["isthmus-abi", "aya-ebpf", "aya-log-ebpf"]),
+    ),
     // Pure: a decision that needs a clock, a socket or a runtime belongs to the caller.
     (
         "isthmus-core",

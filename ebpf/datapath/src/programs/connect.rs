@@ -110,11 +110,18 @@ fn connect(
         Known::Service => match pick(ctx, service, protocol) {
             Pick::Backend(picked) => {
                 socket::remember(ctx, protocol, asked, port, &picked);
+                say!(ctx, "connect to service {}: backend {}", service, picked.id);
                 return Verdict::To(picked.row);
             }
             Pick::Pass => {}
             Pick::Refuse(refusal) => {
                 note_refusal(refusal, Some(service));
+                say!(
+                    ctx,
+                    "connect to service {}: refused, reason {}",
+                    service,
+                    refusal as u32
+                );
                 refuse();
                 return Verdict::Refuse;
             }
@@ -139,6 +146,7 @@ pub(super) fn refuses_unknown_port(ctx: &SockAddrContext) -> bool {
         .is_some_and(|settings| client_scope(ctx, settings) == client::TRANSLATE);
     if ours {
         note_refusal(Refusal::UnknownPort, None);
+        say!(ctx, "refused: no such port of the service");
         refuse();
     }
     ours

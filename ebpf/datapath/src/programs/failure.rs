@@ -51,6 +51,7 @@ pub fn inet_sk_error_report(ctx: BtfTracePointContext) -> i32 {
         _ => return 0,
     };
     if let Some(row) = socket::reported(socket, protocol == TCP) {
+        say!(&ctx, "a connect failed, cause {}", cause as u32);
         charge(row, cause, socket_tag::FAILED);
     }
     0

@@ -68,6 +68,7 @@ pub fn send(ctx: &SockAddrContext, hit: Hit, asked: [u32; 4], port: NetPort) -> 
         }
     }
     keep(socket, &datagram, id);
+    say!(ctx, "datagram to service {}: backend {}", hit.service, id);
     match BACKENDS.get(id) {
         Some(row) => Verdict::To(row),
         None => Verdict::Pass,

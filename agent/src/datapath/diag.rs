@@ -22,6 +22,8 @@ const DONE: u16 = 3;
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const DUMP: u16 = 0x300;
+/// `NLM_F_DUMP_INTR`: the list changed while it was told.
+const INTERRUPTED: u16 = 0x10;
 /// `TCP_ESTABLISHED`, as a bit: a UDP socket with a peer.
 const CONNECTED: u32 = 1 << 1;
 const PROTOCOL_UDP: u8 = 17;
@@ -224,6 +226,9 @@ impl Diag {
                         0 => Ok(()),
                         code => Err(io::Error::from_raw_os_error(-code)),
                     };
+                }
+                if header.flags & INTERRUPTED != 0 {
+                    return Err(io::ErrorKind::Interrupted.into());
                 }
                 if last(&header, body) {
                     return Ok(());

@@ -8,8 +8,9 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 use isthmus_abi::{
     BackendRow, Frontend4Key, Frontend6Key, FrontendValue, NetPort, ScopeProtocol, SocketRow,
@@ -18,7 +19,7 @@ use isthmus_abi::{
 use isthmus_core::model::Address;
 use isthmus_core::table::{TableBackend, TableError};
 use nix::sched::{CloneFlags, setns};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::diag::Diag;
 use super::{Datapath, DatapathError, KernelHash, MappedArray};
@@ -233,6 +234,10 @@ fn close_in(namespace: &File, wanted: &mut HashMap<u64, Place>) -> io::Result<us
     Ok(closed)
 }
 
+/// Between two tries, and how many more there are.
+const RETRY: Duration = Duration::from_secs(1);
+const TRIES: u32 = 5;
+
 /// Starts the thread that closes them. What is removed while it works is done together afterwards.
 #[must_use]
 pub fn start(orphans: Orphans) -> Sender<BTreeSet<Place>> {
@@ -242,12 +247,38 @@ pub fn start(orphans: Orphans) -> Sender<BTreeSet<Place>> {
 }
 
 fn work(orphans: &Orphans, removals: &Receiver<BTreeSet<Place>>) {
-    while let Ok(mut removed) = removals.recv() {
+    let mut tries = 0;
+    let mut removed = BTreeSet::new();
+    loop {
+        let more = if removed.is_empty() {
+            removals.recv().map_err(RecvTimeoutError::from)
+        } else {
+            removals.recv_timeout(RETRY)
+        };
+        match more {
+            Ok(more) => {
+                removed.extend(more);
+                tries = 0;
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
         removed.extend(removals.try_iter().flatten());
         match orphans.close(&removed) {
-            Ok(Closed { closed: 0, .. }) => {}
-            Ok(Closed { closed, .. }) => info!(closed, "closed UDP sockets of removed backends"),
-            Err(error) => warn!(%error, "UDP sockets of removed backends"),
+            Ok(Closed { closed, .. }) => {
+                removed.clear();
+                if closed > 0 {
+                    info!(closed, "closed UDP sockets of removed backends");
+                }
+            }
+            Err(error) if tries < TRIES => {
+                tries += 1;
+                debug!(%error, tries, "UDP sockets of removed backends are looked for again");
+            }
+            Err(error) => {
+                removed.clear();
+                warn!(%error, "UDP sockets of removed backends");
+            }
         }
     }
 }

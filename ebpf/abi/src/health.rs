@@ -230,9 +230,8 @@ pub struct WatchRow {
     pub generation: u32,
     /// Backend id + 1 at which the client last failed without a verified success since; 0 for none.
     pub failed_at: u32,
-    /// The socket's row in `sockets`, where its end is noted.
-    pub place: u32,
-    pub reserved: u32,
+    /// The cookie again, once the socket was closed established: its memory may be the next one's before anybody looks.
+    pub ended: u64,
 }
 
 #[inline(always)]

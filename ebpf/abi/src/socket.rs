@@ -41,8 +41,7 @@ pub mod socket_tag {
     pub const GENERATION: u8 = 0x0f;
     /// A later connect asks what became of this one.
     pub const WATCHED: u8 = 0x10;
-    /// It was established when it was closed; told of watched ones only.
-    pub const ESTABLISHED: u8 = 0x20;
+    // 0x20 was ABI 2's.
     /// Its first time-out without an answer is counted.
     pub const UNANSWERED: u8 = 0x40;
     /// Its failure is counted.

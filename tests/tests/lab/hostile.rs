@@ -403,7 +403,7 @@ fn one_that_shares_the_good_client_s_mark_fails_it_at_nothing() {
             .unwrap()
     });
     let kernel = books.since();
-    assert!((1..=2).contains(&kernel.ejections), "{kernel:?}");
+    assert!(kernel.ejections >= 1, "{kernel:?}");
     let requests = stage.good.total().requests - before;
     kernel.balance("one mark", requests, &account, false);
     Own::ResetOne.unset(&stage.lab.pod(&bad).unwrap(), &stage.lab);
@@ -445,8 +445,8 @@ fn collude(stage: &mut Stage, past: Past) -> Account {
     let kernel = books.since();
     match past {
         Newcomer => assert_eq!((kernel.ejections, kernel.out), (0, 0), "{kernel:?}"),
-        // The one backend that their firewalls reset, by its address of each family.
-        Proven => assert!((1..=2).contains(&kernel.ejections), "{kernel:?}"),
+        // The one backend that their firewalls reset, by its address of each family; again after each return that falls in it.
+        Proven => assert!(kernel.ejections >= 1, "{kernel:?}"),
     }
     let good = stage.good.total().requests - before;
     kernel.balance("two together", good, &accounts, false);

@@ -1,12 +1,12 @@
 //! Session affinity: a client comes back to its backend, for as long as its service says, within the tier in use.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use isthmus_abi::{
     AffinityKey, AffinityRow, BackendHealthRow, BackendRow, HealthState, Ring, ServiceLimitsRow,
-    Slot, TierHead,
+    Slot, TierHead, health_kind,
 };
 use isthmus_agent::datapath::KernelHash;
 use isthmus_core::model::Protocol;
@@ -140,6 +140,13 @@ impl Scene {
         };
         Ok(world.tables().backend_health.put(id, row)?)
     }
+    fn state(&self, world: &World, nth: usize) -> anyhow::Result<HealthState> {
+        let id = self.service * 4 + u32::try_from(nth)?;
+        let rows = world
+            .datapath()
+            .array::<BackendHealthRow>("backend_health")?;
+        Ok(HealthState(rows.get(id).state))
+    }
     fn rows(&self, world: &World) -> anyhow::Result<Vec<(AffinityKey, AffinityRow)>> {
         let table: KernelHash<AffinityKey, AffinityRow> = world.datapath().hash("affinity", "")?;
         let mut rows = Vec::new();
@@ -215,6 +222,14 @@ pub fn rows() -> Vec<Row> {
         row(
             "the first tier ejected: one of the second is kept",
             tier_ejected,
+        ),
+        row(
+            "a backend that is due is tried by a client of another",
+            tried,
+        ),
+        row(
+            "a backend that the client is not sent to is not found well",
+            no_false_success,
         ),
         row("namespaces are clients of their own", clients),
         row("the map full: drawn anew, never refused", full),
@@ -347,6 +362,56 @@ fn tier_ejected(world: &mut World) -> anyhow::Result<()> {
     // The first tier is in use again.
     scene.set_state(world, 0, HealthState::HEALTHY)?;
     scene.stays(world, 0)
+}
+
+/// Its time is over, and every client comes back to another backend.
+fn tried(world: &mut World) -> anyhow::Result<()> {
+    let scene = Scene::new(world, Kind::Tcp4)?;
+    let kept = scene.connect(world)?;
+    scene.stays(world, kept)?;
+    let due = (kept + 1) % 4;
+    scene.set_state(world, due, HealthState::ejected(1, 0))?;
+    let mut seen = std::collections::BTreeSet::new();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while scene.state(world, due)?.kind() != health_kind::HEALTHY && Instant::now() < deadline {
+        seen.insert(scene.connect(world)?);
+    }
+    ensure!(
+        scene.state(world, due)?.kind() == health_kind::HEALTHY,
+        "nobody tried it: {seen:?}"
+    );
+    ensure!(seen == [kept, due].into(), "{seen:?}");
+    // The trial was no reason to come back there.
+    scene.stays(world, kept)
+}
+
+/// In a later tier health may choose one backend and affinity another.
+fn no_false_success(world: &mut World) -> anyhow::Result<()> {
+    let scene = Scene::new(world, Kind::Tcp4)?;
+    scene.tiers(world, &[0], &[1, 2])?;
+    scene.set_state(world, 0, far_ejection())?;
+    let kept = scene.connect(world)?;
+    scene.stays(world, kept)?;
+    let other = 3 - kept;
+    scene.set_state(world, other, HealthState::suspect(1))?;
+    // It never succeeded: nobody stands there.
+    let id = scene.service * 4 + u32::try_from(other)?;
+    let rows = world
+        .datapath()
+        .array::<BackendHealthRow>("backend_health")?;
+    let row = BackendHealthRow {
+        standing: [0; 2],
+        ..rows.get(id)
+    };
+    world.tables().backend_health.put(id, row)?;
+    scene.stays(world, kept)?;
+    scene.stays(world, kept)?;
+    let state = scene.state(world, other)?;
+    ensure!(
+        state == HealthState::suspect(1),
+        "{state:?} by connects to another"
+    );
+    Ok(())
 }
 
 fn clients(world: &mut World) -> anyhow::Result<()> {

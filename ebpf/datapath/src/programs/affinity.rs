@@ -10,6 +10,7 @@ use isthmus_abi::{
 };
 use isthmus_datapath::{Stance, stance};
 
+use super::health;
 use super::pick::{Draw, Place};
 use super::search::{self, NOWHERE, Search};
 use crate::atomic;
@@ -60,6 +61,10 @@ fn row_of(key: &AffinityKey, now: u64) -> Option<*mut AffinityRow> {
 /// Puts the client's backend in the place of the drawn one, if the first tier has it.
 #[inline(never)]
 pub fn keep(ctx: &SockAddrContext, service: u32, drawn: &mut Draw) -> u32 {
+    // A backend's trial begins and ends with whoever draws it, wherever that client comes back to else.
+    if health::may_try(ctx, service, drawn.place.id()) {
+        return 0;
+    }
     let Some(row) = row_of(&key(ctx, service), now()) else {
         return 0;
     };
@@ -79,17 +84,23 @@ pub fn keep(ctx: &SockAddrContext, service: u32, drawn: &mut Draw) -> u32 {
             return 0;
         }
     }
-    let mut search = Search::by_id(drawn.ring, service, id);
-    if search::run(&mut search) != NOWHERE && search.tier == 0 {
-        drawn.place = Place::new(search.found, search.slot);
+    let mut search = Search::in_first_tier(drawn.ring, service, id);
+    if search::run(&mut search) != NOWHERE {
+        drawn.place = Place::new(search.found, search.slot).opaque();
     }
     0
 }
+
+/// For a tier: the connect is a backend's trial, and no reason to come back there.
+pub const TRIAL: u32 = u32::MAX;
 
 /// Notes to which backend the client comes back, and returns it: `picked`, or where that one's tier is in use because the
 /// first has no backend to be had, the client's own one there.
 #[inline(never)]
 pub fn settle(ctx: &SockAddrContext, service: u32, drawn: &Draw, picked: u32) -> u32 {
+    if drawn.tier == TRIAL {
+        return picked;
+    }
     let key = key(ctx, service);
     let now = now();
     let slot = if picked == drawn.place.id() {
@@ -101,11 +112,14 @@ pub fn settle(ctx: &SockAddrContext, service: u32, drawn: &Draw, picked: u32) ->
         // SAFETY: as in `row_of`; if it is another's by now, that one is kept a little longer.
         unsafe {
             let known = read_volatile(addr_of!((*row).backend));
-            if known == picked
-                || (drawn.tier != 0
-                    && is_open(known, now)
-                    && tier_of(drawn.ring, service, known) == drawn.tier)
-            {
+            let in_use = known != picked
+                && is_open(known, now)
+                && tier_of(drawn.ring, service, known) == drawn.tier;
+            // The draw stood for the sake of a trial.
+            if in_use && drawn.tier == 0 {
+                return picked;
+            }
+            if known == picked || in_use {
                 write_volatile(addr_of_mut!((*row).used), now);
                 if known == picked && slot != NOWHERE {
                     write_volatile(addr_of_mut!((*row).slot), slot);

@@ -13,7 +13,7 @@ use isthmus_abi::{
 };
 use isthmus_datapath::{difference, is_at};
 
-use super::connect::{Verdict, refuse, refuses_unknown_port};
+use super::connect::{refuse, refuses_unknown_port};
 use super::lookup::{Hit, Known};
 use super::pick::{Pick, Picked, note_refusal, pick};
 use super::search::{self, NOWHERE, Search};
@@ -34,15 +34,21 @@ struct Datagram<'a> {
 /// Each step is a function of its own that gives back a number, so that the verifier does not walk the next one for each
 /// way through it.
 #[inline(always)]
-pub fn send(ctx: &SockAddrContext, hit: Hit, asked: [u32; 4], port: NetPort) -> Verdict {
+pub fn send(
+    ctx: &SockAddrContext,
+    hit: Hit,
+    asked: [u32; 4],
+    port: NetPort,
+    to: &mut Sent,
+) -> Outcome {
     match hit.known {
         Known::Service => {}
-        Known::UnknownPort if refuses_unknown_port(ctx) => return Verdict::Refuse,
-        Known::UnknownPort | Known::Nothing => return Verdict::Pass,
+        Known::UnknownPort if refuses_unknown_port(ctx) => return Outcome::Refuse,
+        Known::UnknownPort | Known::Nothing => return Outcome::Pass,
     }
     let socket = socket::of_context(ctx);
     let Some(owner) = Owner::of(ctx, socket) else {
-        return Verdict::Pass;
+        return Outcome::Pass;
     };
     let datagram = Datagram {
         owner: &owner,
@@ -50,29 +56,38 @@ pub fn send(ctx: &SockAddrContext, hit: Hit, asked: [u32; 4], port: NetPort) -> 
         port: u32::from(port.net()),
         service: hit.service,
     };
-    let known = known(&datagram);
+    let known = known(&datagram, to);
     let mut id = known as u32;
-    if let Some(row) = BACKENDS.get(id) {
-        if known >> 32 == 0 {
-            return Verdict::To(row);
-        }
-    } else {
+    if id == NOWHERE {
         match pick(ctx, hit.service, ScopeProtocol::UDP) {
-            Pick::Backend(picked) => id = picked.id,
-            Pick::Pass => return Verdict::Pass,
+            Pick::Backend(picked) => {
+                id = picked.id;
+                to.id = id;
+                to.address = picked.row.address;
+                to.port = picked.row.port.into();
+            }
+            Pick::Pass => return Outcome::Pass,
             Pick::Refuse(refusal) => {
                 note_refusal(refusal, Some(hit.service));
                 refuse();
-                return Verdict::Refuse;
+                return Outcome::Refuse;
             }
         }
+    } else if known >> 32 == 0 {
+        return Outcome::To;
     }
     keep(socket, &datagram, id);
     say!(ctx, "datagram to service {}: backend {}", hit.service, id);
-    match BACKENDS.get(id) {
-        Some(row) => Verdict::To(row),
-        None => Verdict::Pass,
-    }
+    Outcome::To
+}
+
+/// What becomes of a datagram.
+pub(super) enum Outcome {
+    /// It goes where the socket's record, or the draw, says. Not where a row says when it is read again: a record may name a
+    /// backend that goes just now, and nothing keeps that one's row from the next.
+    To,
+    Pass,
+    Refuse,
 }
 
 /// Added to an id: the backend has it since the service's last datagram.
@@ -80,11 +95,10 @@ const MOVED: u64 = 1 << 32;
 
 /// The backend that the service's datagrams went to, if it is the service's still, perhaps [`MOVED`]; else [`NOWHERE`].
 #[inline(never)]
-fn known(datagram: &Datagram) -> u64 {
-    let mut sent = Sent::NOWHERE;
-    let mut known = u64::from(kept(datagram, &mut sent));
+fn known(datagram: &Datagram, sent: &mut Sent) -> u64 {
+    let mut known = u64::from(kept(datagram, sent));
     if known == GONE.into() {
-        known = MOVED | u64::from(search(datagram, &sent));
+        known = MOVED | u64::from(search(datagram, sent));
     }
     opaque(known)
 }

@@ -10,18 +10,24 @@ mod watch;
 
 use core::ptr::{addr_of, addr_of_mut};
 
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockAddrContext;
 use isthmus_abi::{
-    BackendHealthRow, Counter, EPOCH_SHIFT, EventKind, HealthState, Ring, TICK_SHIFT, service_flags,
+    BackendHealthRow, Counter, EPOCH_SHIFT, EventKind, HealthState, Ring, TICK_SHIFT, client_mark,
+    service_flags,
 };
-use isthmus_datapath::{Stance, stance, standing};
+use isthmus_datapath::{Stance, has_vote, stance, standing};
 
 use crate::atomic;
 use crate::event::tell_seldom;
-use crate::maps::{BACKEND_FAILURES, BACKEND_HEALTH, SERVICE_HEALTH, SERVICE_LIMITS, count};
+use crate::maps::{
+    BACKEND_FAILURES, BACKEND_HEALTH, SERVICE_HEALTH, SERVICE_LIMITS, count, opaque,
+};
+
+use super::affinity::TRIAL;
 
 pub use ejection::{Failure, hold_against};
+pub use watch::note_end;
 
 use trial::{begin_trial, join_trial};
 use walk::walk;
@@ -50,7 +56,7 @@ pub struct Request {
     now: u64,
     epoch: u64,
     /// Of the backend that was chosen, if another than the drawn one had to be.
-    pub tier: u32,
+    tier: u32,
     reserved: u32,
 }
 
@@ -74,6 +80,12 @@ impl Request {
     #[inline(always)]
     pub fn watched(&self) -> u32 {
         self.watched.into()
+    }
+    /// As [`super::pick::Draw`] has it.
+    #[inline(always)]
+    pub fn tier(&self) -> u32 {
+        let tier = if self.trial != 0 { TRIAL } else { self.tier };
+        opaque(tier.into()) as u32
     }
     #[inline(always)]
     fn bit(&self) -> u64 {
@@ -140,6 +152,25 @@ pub fn choose(ctx: &SockAddrContext, request: &mut Request) -> u32 {
     }
     watch(ctx, request, chosen);
     chosen
+}
+
+/// Whether the backend waits for its trial, and this client may be it, or for the end of one.
+#[inline(always)]
+pub fn may_try(ctx: &SockAddrContext, service: u32, backend: u32) -> bool {
+    let Some(health) = BACKEND_HEALTH.get_ptr(backend) else {
+        return false;
+    };
+    let (now, epoch) = clock();
+    let state = state_of(health);
+    match stance(state, now) {
+        Stance::Due => {}
+        Stance::Trial => return now >= state.time(),
+        _ => return false,
+    }
+    // SAFETY: the helper takes this program type's context.
+    let mark = client_mark(unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) });
+    let bit = 1 << (mark & 63);
+    has_vote(service_standing(service, epoch), bit) && !is_closed(backend, bit, now)
 }
 
 /// Every backend of every tier is out: belief never refuses, so the first draw stands.

@@ -17,7 +17,7 @@ use super::health::{self, Request};
 use crate::atomic;
 use crate::event::tell_seldom;
 use crate::maps::{
-    BACKEND_HEALTH, BACKENDS, CLIENTS, RINGS, SERVICE_HEALTH, SETTINGS, SLOTS, count,
+    BACKEND_HEALTH, BACKENDS, CLIENTS, RINGS, SERVICE_HEALTH, SETTINGS, SLOTS, count, opaque,
 };
 
 pub enum Pick {
@@ -106,11 +106,14 @@ fn choose(
             let mut request = Request::new(service, mark, id, drawn.ring);
             id = health::choose(ctx, &mut request);
             watched = request.watched();
-            drawn.tier = request.tier;
+            drawn.tier = request.tier();
         }
     }
     if is_sticky(service) {
-        id = affinity::settle(ctx, service, drawn, id);
+        let settled = affinity::settle(ctx, service, drawn, id);
+        // What becomes of this connect says nothing of the backend that health chose.
+        watched *= u32::from(settled == id);
+        id = settled;
     }
     if let Some(health) = BACKEND_HEALTH.get_ptr_mut(id) {
         // SAFETY: an aligned word that programs change by atomic addition only.
@@ -137,6 +140,11 @@ impl Place {
     pub(super) const fn new(id: u32, slot: u32) -> Self {
         Self((slot as u64) << 32 | id as u64)
     }
+    /// See [`opaque`].
+    #[inline(always)]
+    pub(super) fn opaque(self) -> Self {
+        Self(opaque(self.0))
+    }
     #[inline(always)]
     pub(super) const fn id(self) -> u32 {
         self.0 as u32
@@ -151,7 +159,7 @@ impl Place {
 pub(super) struct Draw {
     pub(super) ring: Ring,
     pub(super) place: Place,
-    /// Of the backend that health chose instead; 0 for one of the first.
+    /// Of the backend that health chose instead; 0 for one of the first, [`affinity::TRIAL`] if the connect is a trial.
     pub(super) tier: u32,
     _padding: u32,
 }

@@ -55,6 +55,10 @@ impl Search {
         Self::new(ring, service, id, [id; 4], 0)
     }
     #[inline(always)]
+    pub fn in_first_tier(ring: Ring, service: u32, id: u32) -> Self {
+        Self::by_id(Ring::new(ring.first(), 1, ring.len()), service, id)
+    }
+    #[inline(always)]
     pub fn by_address(ring: Ring, service: u32, address: [u32; 4], port: u32) -> Self {
         Self::new(ring, service, NOWHERE, address, port)
     }

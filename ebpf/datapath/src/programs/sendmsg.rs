@@ -8,9 +8,10 @@ use aya_ebpf::programs::SockAddrContext;
 use isthmus_abi::ScopeProtocol;
 use isthmus_datapath::protocol;
 
-use super::connect::{ALLOW, DENY, Verdict, user_ip6, user_port, write_user_ip6};
-use super::flow;
+use super::connect::{ALLOW, DENY, user_ip6, user_port, write_user_ip6};
+use super::flow::{self, Outcome};
 use super::lookup::{look_up4, look_up6};
+use super::socket::Sent;
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
@@ -28,17 +29,18 @@ pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
     }
     let asked = [0, 0, 0xffff_u32.to_be(), address];
     let hit = look_up4(address, port, ScopeProtocol::UDP);
-    match flow::send(&ctx, hit, asked, port) {
-        Verdict::To(backend) => {
+    let mut to = Sent::NOWHERE;
+    match flow::send(&ctx, hit, asked, port, &mut to) {
+        Outcome::To => {
             // SAFETY: writable fields of this context; the verifier checks offset and width.
             unsafe {
-                write_volatile(addr_of_mut!((*call).user_ip4), backend.address[3]);
-                write_volatile(addr_of_mut!((*call).user_port), u32::from(backend.port));
+                write_volatile(addr_of_mut!((*call).user_ip4), to.address[3]);
+                write_volatile(addr_of_mut!((*call).user_port), to.port);
             }
             ALLOW
         }
-        Verdict::Pass => ALLOW,
-        Verdict::Refuse => DENY,
+        Outcome::Pass => ALLOW,
+        Outcome::Refuse => DENY,
     }
 }
 
@@ -57,16 +59,17 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
         return ALLOW;
     }
     let hit = look_up6(address, port, ScopeProtocol::UDP);
-    match flow::send(&ctx, hit, address, port) {
-        Verdict::To(backend) => {
+    let mut to = Sent::NOWHERE;
+    match flow::send(&ctx, hit, address, port, &mut to) {
+        Outcome::To => {
             // SAFETY: as in `sendmsg4`.
             unsafe {
-                write_user_ip6(call, &backend.address);
-                write_volatile(addr_of_mut!((*call).user_port), u32::from(backend.port));
+                write_user_ip6(call, &to.address);
+                write_volatile(addr_of_mut!((*call).user_port), to.port);
             }
             ALLOW
         }
-        Verdict::Pass => ALLOW,
-        Verdict::Refuse => DENY,
+        Outcome::Pass => ALLOW,
+        Outcome::Refuse => DENY,
     }
 }

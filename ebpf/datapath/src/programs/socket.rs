@@ -16,6 +16,7 @@ use isthmus_abi::{
 use isthmus_datapath::{Fate, difference, fate};
 
 use super::flow;
+use super::health;
 use super::pick::Picked;
 use super::search::NOWHERE;
 use crate::atomic;
@@ -551,31 +552,11 @@ pub fn note_end(socket: *const c_void) {
             && fate(sock.state(), sock.heard()) == Fate::Established
             && sock.peer_is(&address, port)
         {
-            write_volatile(addr_of_mut!((*row).tag), tag | socket_tag::ESTABLISHED);
+            health::note_end(
+                u32::from(read_volatile(addr_of!((*row).mark))),
+                read_volatile(addr_of!((*row).service)),
+                sock.cookie(),
+            );
         }
-    }
-}
-
-/// Where the record of a watched socket's end is to stand: its row in `sockets`.
-#[inline(always)]
-pub fn place_number(socket: *const c_void) -> u32 {
-    match SOCKETS.get_ptr(0) {
-        Some(base) => socket_slot((socket as u64).wrapping_sub(base as u64)),
-        None => 0,
-    }
-}
-
-/// Whether a watched socket that is gone was established when it was closed.
-#[inline(always)]
-pub fn ended_well(place: u32, cookie: u64) -> bool {
-    let Some(row) = SOCKETS.get_ptr(place) else {
-        return false;
-    };
-    // SAFETY: words of a row inside the map; the cookie is read before and after.
-    unsafe {
-        let before = read_volatile(addr_of!((*row).cookie));
-        let tag = read_volatile(addr_of!((*row).tag));
-        let after = read_volatile(addr_of!((*row).cookie));
-        before == cookie && after == cookie && tag & socket_tag::ESTABLISHED != 0
     }
 }

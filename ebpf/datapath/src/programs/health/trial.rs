@@ -5,7 +5,6 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile};
 use isthmus_abi::{BackendHealthRow, EventKind, FailureCause, HealthState, watch_slot};
 use isthmus_datapath::{Fate, TRIAL, back_off, fate, has_vote};
 
-use super::super::socket;
 use super::{CLAIMED, Request, change, is_closed, random, service_standing};
 use crate::atomic;
 use crate::event::{About, tell};
@@ -71,7 +70,7 @@ pub(super) fn join_trial(
                     request.drawn,
                     atomic::load(addr_of!((*watch).socket)),
                     read_volatile(addr_of!((*watch).cookie)),
-                    read_volatile(addr_of!((*watch).place)),
+                    atomic::load(addr_of!((*watch).ended)),
                 )
             } else {
                 Fate::Waiting
@@ -103,7 +102,7 @@ pub(super) fn join_trial(
 
 /// What became of a watched socket that was sent to `backend`. One that was connected elsewhere since tells nothing.
 #[inline(never)]
-pub(super) fn look(backend: u32, socket: u64, cookie: u64, place: u32) -> Fate {
+pub(super) fn look(backend: u32, socket: u64, cookie: u64, ended: u64) -> Fate {
     if socket == 0 {
         return Fate::Gone;
     }
@@ -111,7 +110,7 @@ pub(super) fn look(backend: u32, socket: u64, cookie: u64, place: u32) -> Fate {
         return Fate::Waiting;
     }
     // Closed: its memory may hold it still, or the next socket by now.
-    if socket::ended_well(place, cookie) {
+    if ended == cookie {
         return Fate::Established;
     }
     let sock = Sock(socket);

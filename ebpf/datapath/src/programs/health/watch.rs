@@ -21,7 +21,7 @@ pub(super) fn review(request: &Request) -> u32 {
         return 0;
     };
     // SAFETY: words of a map's row; a torn read is found out by the cookie and by the exchange at the end.
-    let (socket, cookie, since, service, backend, generation, place) = unsafe {
+    let (socket, cookie, since, service, backend, generation, ended) = unsafe {
         (
             atomic::load(addr_of!((*row).socket)),
             read_volatile(addr_of!((*row).cookie)),
@@ -29,13 +29,13 @@ pub(super) fn review(request: &Request) -> u32 {
             read_volatile(addr_of!((*row).service)),
             read_volatile(addr_of!((*row).backend)),
             read_volatile(addr_of!((*row).generation)),
-            read_volatile(addr_of!((*row).place)),
+            atomic::load(addr_of!((*row).ended)),
         )
     };
     if socket == 0 || socket == CLAIMED {
         return 0;
     }
-    let fate = look(backend, socket, cookie, place);
+    let fate = look(backend, socket, cookie, ended);
     if fate == Fate::Waiting && request.now.wrapping_sub(since) < TRIAL {
         return 0;
     }
@@ -196,10 +196,24 @@ pub(super) fn watch(ctx: &SockAddrContext, request: &mut Request, chosen: u32) -
         (*row).backend = chosen;
         (*row).generation = generation;
         let socket = socket::of_context(ctx);
-        (*row).place = socket::place_number(socket);
+        (*row).ended = 0;
         request.watched = 1;
         // What was a pointer is a number when it is read back.
         write_volatile(addr_of_mut!((*row).socket), socket as u64);
     }
     0
+}
+
+/// Notes that a watched socket of this client at the service was closed established.
+#[inline(always)]
+pub fn note_end(mark: u32, service: u32, cookie: u64) {
+    let Some(row) = WATCHES.get_ptr_mut(watch_slot(mark & 63, service)) else {
+        return;
+    };
+    // SAFETY: aligned words of a map's row. If the watch is another socket's by now, that one's cookie is another.
+    unsafe {
+        if read_volatile(addr_of!((*row).cookie)) == cookie {
+            atomic::store(addr_of_mut!((*row).ended), cookie);
+        }
+    }
 }

@@ -171,7 +171,6 @@ impl Hub {
                 .links
                 .entry(name.clone())
                 .or_insert_with(|| Link::new(name.clone(), instance, salt, clock, now));
-            link.configured = true;
             link.set_terms(terms, &self.settings.cidrs);
         }
         self.listed |= complete;

@@ -17,6 +17,8 @@ mod wire;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
+use ipnet::IpNet;
+
 use super::*;
 use crate::model::{ClusterId, ClusterName, ObjectName, RowChange};
 
@@ -91,6 +93,8 @@ struct World {
     west_alive: bool,
     east: Hub,
     east_saved: SavedHub,
+    /// `--endpoint-cidrs` of its next life.
+    east_cidrs: Vec<IpNet>,
     east_alive: bool,
     feed: Feed,
     feed_saved: SavedFeed,
@@ -152,6 +156,7 @@ impl World {
             west_alive: true,
             east: Hub::new(hub_settings(east()), east_saved.clone(), now, wall),
             east_saved,
+            east_cidrs: Vec::new(),
             east_alive: true,
             feed,
             feed_saved: SavedFeed::default(),
@@ -388,6 +393,7 @@ impl World {
         self.east_alive = true;
         let settings = HubSettings {
             seed: self.seed(),
+            cidrs: self.east_cidrs.clone(),
             ..hub_settings(east())
         };
         self.east = Hub::new(settings, self.east_saved.clone(), self.now, self.wall());

@@ -19,7 +19,7 @@ use crate::model::{ClusterId, ClusterName};
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) name: ClusterName,
-    /// Named by a link of this run, not by an earlier run's state file alone.
+    /// Named by a link of this run, not by an earlier run's state file alone. Only then are its terms known.
     pub(super) configured: bool,
     terms: Terms,
     /// What the peer announced when it was first connected.
@@ -202,8 +202,10 @@ impl Link {
     }
 
     /// What the link allows now. Rows that it does not allow any more go at once; what was refused is asked for again.
+    /// Rows from a state file were held to the rules of then: they are judged whatever the terms are.
     pub(super) fn set_terms(&mut self, terms: &Terms, own: &[IpNet]) {
-        if self.terms != *terms {
+        let judged = std::mem::replace(&mut self.configured, true);
+        if !judged || self.terms != *terms {
             self.terms.clone_from(terms);
             self.asked = None;
             self.revise(own);

@@ -3,6 +3,10 @@
 use super::quarantine::{crowd, take_back};
 use super::*;
 
+fn held(world: &World) -> usize {
+    world.store.rows[&west().id].endpoints()
+}
+
 #[test]
 fn a_link_allows_addresses_and_what_was_refused_is_asked_for_when_it_may_be_had() {
     let mut world = World::new();
@@ -10,7 +14,6 @@ fn a_link_allows_addresses_and_what_was_refused_is_asked_for_when_it_may_be_had(
     world.say(&[far.clone(), endpoint("stable", 2, true)]);
     world.run(SECOND);
     world.assert_converged();
-    let held = |world: &World| world.store.rows[&west().id].endpoints();
     assert_eq!(held(&world), 3);
     let near = |rows_max| Terms {
         cidrs: Some(vec!["10.0.0.0/24".parse().unwrap()]),
@@ -93,7 +96,7 @@ fn where_a_peers_endpoints_are_is_learnt_once_and_held_to() {
     world.run(SECOND);
     assert_eq!(world.peer().ranges, Ranges::default());
     announce(&mut world, "10.0.0.0/24");
-    let near: Vec<ipnet::IpNet> = vec!["10.0.0.0/24".parse().unwrap()];
+    let near: Vec<IpNet> = vec!["10.0.0.0/24".parse().unwrap()];
     let learnt = || Some((RangesFrom::Learnt, near.clone()));
     assert_eq!(world.peer().ranges.allowed, learnt());
     let told = world.east.take_notices();
@@ -120,4 +123,55 @@ fn where_a_peers_endpoints_are_is_learnt_once_and_held_to() {
     world.run(3 * SECOND);
     assert_eq!(world.store.rows[&west().id].endpoints(), 2);
     world.assert_converged();
+}
+
+/// A peer's row is held, and comes from the state file into a life with other rules, in which west does not say a word.
+fn live_on(world: &mut World, narrow: impl Fn(&mut World), reason: Refusal) {
+    let wide = world.terms.clone();
+    world.say(&[endpoint_at("stable", "10.9.0.1")]);
+    world.run(3 * SECOND);
+    assert_eq!(held(world), 2);
+    world.save();
+    world.link_up = false;
+    narrow(world);
+    world.restart_east();
+    world.run(SECOND);
+    for link_up in [false, true] {
+        world.link_up = link_up;
+        world.run(SECOND);
+        let refused = |report: RefusalReport| (report.reason, report.rows);
+        let refused: Vec<_> = world.peer().refusals.into_iter().map(refused).collect();
+        assert_eq!((held(world), refused), (1, vec![(reason, 1)]));
+    }
+    // As wide as before in the next one.
+    world.save();
+    (world.terms, world.east_cidrs) = (wide, Vec::new());
+    world.restart_east();
+    world.run(3 * SECOND);
+    assert_eq!(held(world), 2);
+    world.assert_converged();
+}
+
+#[test]
+fn rows_of_an_earlier_life_are_held_to_our_own_ranges_of_this_one() {
+    let mut world = World::new();
+    let narrow = |world: &mut World| world.east_cidrs = vec!["10.9.0.0/16".parse().unwrap()];
+    live_on(&mut world, narrow, Refusal::OwnAddress);
+}
+
+#[test]
+fn rows_of_an_earlier_life_are_held_to_what_was_learnt_when_the_link_allows_no_more() {
+    let mut world = World::new();
+    for announced in ["10.0.0.0/24", "10.0.0.0/8"] {
+        world.west_settings.cidrs = vec![announced.parse().unwrap()];
+        world.restart_west();
+        world.retell_west();
+        world.run(SECOND);
+    }
+    world.allow(Terms {
+        cidrs: Some(vec!["10.0.0.0/8".parse().unwrap()]),
+        ..Terms::default()
+    });
+    let narrow = |world: &mut World| world.terms = Terms::default();
+    live_on(&mut world, narrow, Refusal::OutsideAddress);
 }

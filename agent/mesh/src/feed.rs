@@ -257,6 +257,11 @@ impl Task {
                 .next_deadline()
                 .unwrap_or_else(|| Instant::now() + STATUS_AGE);
             tokio::select! {
+                // What the server said comes before the clock: if it was us who were stopped, its words wait here. What
+                // others wait for comes before both.
+                biased;
+                gone = deliver(&self.sender, &mut self.pending) => return Err(gone),
+                _ = beat.tick() => self.beat(&stream),
                 said = stream.next(), if room => match said {
                     Ok(said) => {
                         if let FromServer::Hello(hello) = &said.message {
@@ -271,7 +276,6 @@ impl Task {
                     }
                     Err(failure) => return Ok(failure),
                 },
-                _ = beat.tick() => self.beat(&stream),
                 () = sleep_until(deadline.into()), if room => {
                     let now = Instant::now();
                     match self.feed.tick(now) {
@@ -279,7 +283,6 @@ impl Task {
                         Err(fault) => return Ok(self.explain(fault)),
                     }
                 }
-                gone = deliver(&self.sender, &mut self.pending) => return Err(gone),
             }
         }
     }

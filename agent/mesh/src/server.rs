@@ -184,6 +184,13 @@ enum Waiting {
     Room(Instant),
 }
 
+impl Waiting {
+    /// The consumer left its messages unread for too long.
+    fn is_stalled(self, now: Instant) -> bool {
+        matches!(self, Self::Room(latest) if now >= latest)
+    }
+}
+
 impl Session {
     /// Returns why it ended.
     async fn run(mut self) -> &'static str {
@@ -200,6 +207,8 @@ impl Session {
             };
             let idle = matches!(waiting, Waiting::Idle(_));
             tokio::select! {
+                // What a consumer said comes before the clock: if it was us who were stopped, its heartbeats wait here.
+                biased;
                 () = self.shutdown.cancelled() => {
                     let _ = self.sender.try_send(Err(Status::unavailable("the mesh server stops")));
                     return "the mesh server stops";
@@ -225,10 +234,20 @@ impl Session {
                 }
                 said = self.inbound.message() => match said {
                     Ok(Some(said)) => match heard(said) {
-                        Ok(Heard::Alive) => self.watcher.heard(Instant::now()),
+                        Ok(Heard::Alive) => {
+                            let now = Instant::now();
+                            self.watcher.heard(now);
+                            // Who speaks without end never lets the clock be asked.
+                            if waiting.is_stalled(now) {
+                                self.served.note_stalled();
+                                return "it does not read";
+                            }
+                        }
                         Ok(Heard::Relist(id)) => {
                             self.watcher.relist(id);
-                            waiting = room();
+                            if idle {
+                                waiting = room();
+                            }
                         }
                         Err(words) => {
                             let _ = self.sender.try_send(Err(Status::invalid_argument(words)));
@@ -238,14 +257,17 @@ impl Session {
                     Ok(None) | Err(_) => return "it closed the stream",
                 },
                 () = tokio::time::sleep_until(deadline.into()) => {
-                    if self.watcher.is_deserted(Instant::now()) {
+                    let now = Instant::now();
+                    if self.watcher.is_deserted(now) {
                         return "its heartbeat timed out";
                     }
-                    if !idle {
+                    if waiting.is_stalled(now) {
                         self.served.note_stalled();
                         return "it does not read";
                     }
-                    waiting = room();
+                    if idle {
+                        waiting = room();
+                    }
                 }
             }
         }

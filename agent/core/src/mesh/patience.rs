@@ -5,7 +5,7 @@ use super::Fault;
 /// Between the transport's standing and the server's hello.
 const GREETING: Duration = Duration::from_secs(3);
 
-/// How long a server may say nothing on a stream that stands: three heartbeats, by its own hello.
+/// How long either side may say nothing on a stream that stands: three heartbeats, by the server's hello.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     heard: Instant,
@@ -44,8 +44,8 @@ impl Patience {
         self.heard + self.heartbeat.map_or(GREETING, |heartbeat| 3 * heartbeat)
     }
 
-    /// Whoever asks much later than at the deadline was stopped itself, and the server's words may lie in its socket: the
-    /// server gets one more heartbeat.
+    /// Whoever asks much later than at the deadline was stopped itself, and the other's words may lie in its socket: the
+    /// other gets one more heartbeat.
     ///
     /// # Errors
     /// It has been silent for too long.

@@ -7,8 +7,9 @@ use ipnet::IpNet;
 
 use super::{
     Age, Beginning, Changes, Cluster, ConsumerHello, Epoch, Fault, FromServer, Guard, HearsUs,
-    Held, Ledger, LinkState, PeerReport, PeerSilence, Position, Quarantine, QuarantineReport,
-    Ranges, RefusalReport, Role, RowKey, Sequenced, ServerHello, Trouble, TroubleReport, VERSION,
+    Held, Ledger, LinkState, Patience, PeerReport, PeerSilence, Position, Quarantine,
+    QuarantineReport, Ranges, RefusalReport, Role, RowKey, Sequenced, ServerHello, Trouble,
+    TroubleReport, VERSION,
 };
 use crate::model::{ClusterId, ClusterName};
 
@@ -140,7 +141,7 @@ pub struct Watcher {
     next_heartbeat: Instant,
     /// Peers whose silence was told to have reached `stale_after`.
     silent: Vec<ClusterId>,
-    heard: Instant,
+    patience: Patience,
 }
 
 /// What was told of links: who they are, whether those were all, and what is wrong on this side.
@@ -169,6 +170,8 @@ impl Watcher {
                 ours: VERSION,
             });
         }
+        let mut patience = Patience::new(now);
+        patience.greet(view.heartbeat);
         Ok(Self {
             role: hello.role,
             held: hello.held,
@@ -183,13 +186,13 @@ impl Watcher {
             // At once: an agent judges a peer by its silence before it hears its rows.
             next_heartbeat: now,
             silent: Vec::new(),
-            heard: now,
+            patience,
         })
     }
 
     /// The consumer sent a heartbeat.
     pub fn heard(&mut self, now: Instant) {
-        self.heard = now;
+        self.patience.hear(now);
     }
 
     /// The consumer wants all rows of a cluster told again. Of one that it is not told of, it gets none.
@@ -202,12 +205,14 @@ impl Watcher {
     /// When the consumer has said nothing for three heartbeats, if it goes on so.
     #[must_use]
     pub fn deserted_at(&self) -> Instant {
-        self.heard + 3 * self.heartbeat
+        self.patience.deadline()
     }
 
+    /// Whether it has. If it was the server that did not run, the consumer gets one more heartbeat: its words may lie in
+    /// the socket.
     #[must_use]
-    pub fn is_deserted(&self, now: Instant) -> bool {
-        now >= self.deserted_at()
+    pub fn is_deserted(&mut self, now: Instant) -> bool {
+        self.patience.judge(now).is_err()
     }
 
     /// When to look again, if no view comes before.

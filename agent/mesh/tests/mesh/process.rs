@@ -7,8 +7,12 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use isthmus_mesh::certs;
+use isthmus_core::mesh::{ConsumerHello, Role};
+use isthmus_mesh::{certs, dial};
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
+
+use super::world::cluster;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -21,6 +25,10 @@ struct Program {
 impl Program {
     /// `east`, with a directory of links if `links` has any.
     fn start(links: &[(&str, String)]) -> Self {
+        Self::start_with(links, &[])
+    }
+
+    fn start_with(links: &[(&str, String)], flags: &[&str]) -> Self {
         let home = TempDir::new().unwrap();
         let path = |name: &str| home.path().join(name);
         certs::issue(&"east".parse().unwrap(), &path("certs"), None).unwrap();
@@ -39,13 +47,15 @@ impl Program {
         command
             .args(["--cluster-name", "east", "--cluster-id", "1"])
             .args(["--listen", "127.0.0.1:0", "--http", &http.to_string()])
-            .args(["--source", &source]);
+            .args(["--source", &source])
+            .args(flags);
         for (flag, file) in [
             ("--tls-ca", "certs/ca.crt"),
             ("--tls-cert", "certs/mesh.crt"),
             ("--tls-key", "certs/mesh.key"),
             ("--links", "links"),
             ("--state-dir", "state"),
+            ("--listen-unix", "mesh.sock"),
         ] {
             command.arg(flag).arg(path(file));
         }
@@ -85,10 +95,14 @@ impl Program {
         }
     }
 
+    fn signal(&self, signal: Signal) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
     /// Ends it; its log.
     fn stop(mut self) -> String {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        self.signal(Signal::SIGTERM);
         assert!(self.child.wait().unwrap().success());
         fs::read_to_string(self.log_file()).unwrap()
     }
@@ -143,4 +157,42 @@ fn no_directory_of_links_is_no_error_and_every_bound_is_shown() {
     let log = program.stop();
     assert!(!log.contains("ERROR") && !log.contains("WARN"), "{log}");
     assert!(log.contains("there is no directory of links yet"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mesh_server_that_was_stopped_keeps_who_went_on_speaking() {
+    const BEAT: Duration = Duration::from_millis(500);
+    let program = Program::start_with(&[], &["--heartbeat", "500ms"]);
+    let socket = program.home.path().join("mesh.sock");
+    program.until("the socket", |_| socket.exists());
+    let server = format!("unix:{}", socket.display()).parse().unwrap();
+    let own = cluster("east", 1);
+    let transport = dial::connect(&server, None, &own.name).await.unwrap();
+    let hello = ConsumerHello {
+        cluster: own,
+        role: Role::Agent,
+        node: "patient".to_owned(),
+        held: vec![],
+        stale_after: None,
+        versions: vec![1],
+    };
+    let mut stream = transport.watch(&hello).await.unwrap();
+    stream.next().await.unwrap();
+    let mut beat = tokio::time::interval(BEAT);
+    // For longer than a silence that would end it.
+    for _ in 0..2 {
+        program.signal(Signal::SIGSTOP);
+        for _ in 0..5 {
+            beat.tick().await;
+            stream.beat();
+        }
+        program.signal(Signal::SIGCONT);
+        for _ in 0..2 {
+            beat.tick().await;
+            stream.beat();
+            stream.next().await.unwrap();
+        }
+    }
+    let log = program.stop();
+    assert!(!log.contains("its heartbeat timed out"), "{log}");
 }

@@ -109,3 +109,20 @@ fn a_mesh_server_that_was_stopped_blames_nobody() {
     world.heal();
     world.assert_converged();
 }
+
+#[test]
+fn a_server_that_was_stopped_gives_its_consumer_one_more_heartbeat() {
+    let mut world = World::new();
+    world.run(2 * SECOND);
+    let start = world.now;
+    let watcher = &mut world.link.as_mut().unwrap().watcher;
+    watcher.heard(start);
+    assert_eq!(watcher.deserted_at(), start + 3 * HEARTBEAT);
+    assert!(watcher.is_deserted(start + 3 * HEARTBEAT));
+    let again = start + 3600 * SECOND;
+    assert!(
+        !watcher.is_deserted(again),
+        "its words may lie in the socket"
+    );
+    assert!(watcher.is_deserted(again + HEARTBEAT));
+}

@@ -132,7 +132,7 @@ impl proto::mesh_server::Mesh for Liar {
             cluster_name: self.own.name.to_string(),
             cluster_id: id(&self.own),
             epoch: 1,
-            heartbeat_ms: 100,
+            heartbeat_ms: u32::try_from(HEARTBEAT.as_millis()).unwrap(),
             version: 1,
             ..proto::ServerHello::default()
         });

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::world::cluster;
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 struct Program {
     home: TempDir,

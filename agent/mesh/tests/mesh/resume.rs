@@ -175,7 +175,7 @@ async fn who_does_not_read_is_let_go() {
         beat.tick().await;
         stream.beat();
         assert!(
-            began.elapsed() < Duration::from_secs(20),
+            began.elapsed() < Duration::from_secs(60),
             "it is still served"
         );
     }

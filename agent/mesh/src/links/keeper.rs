@@ -131,15 +131,22 @@ impl Keeper {
             .set_troubles(TroubleSource::Links, found.collect())
             .await;
         self.told = wanted.problems;
+        let mut led_elsewhere = Vec::new();
         self.running.retain(|name, running| {
             // A link that only allows more or less goes on; the hub holds its peer to that.
             let now = wanted.links.get(name);
             let stays = now.is_some_and(|now| now.leads_as(&running.spec));
             if !stays {
                 running.stop.cancel();
+                led_elsewhere.extend(now.map(|now| now.name.clone()));
             }
             stays
         });
+        // Its stream is over: nobody should take it for one of the new way.
+        for name in led_elsewhere {
+            let words = "its link's file changed: it is connected anew".to_owned();
+            self.hub.close(name, words, false).await;
+        }
         let links = wanted.links.iter();
         let terms = links.map(|(name, spec)| (name.clone(), spec.terms.clone()));
         self.hub.set_links(terms.collect(), wanted.complete).await;

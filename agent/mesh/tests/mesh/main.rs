@@ -227,6 +227,30 @@ async fn what_was_told_just_before_the_end_outlives_it() {
     west.stop().await;
 }
 
+/// The stream of the old way is no sign that the new one leads anywhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_leads_elsewhere_is_not_connected_until_it_is_anew() {
+    let world = World::new();
+    let (west, east) = (world.mesh("west", 2).await, world.mesh("east", 1).await);
+    west.publish(rows(1)).await;
+    east.publish(vec![]).await;
+    east.link("west", west.address, None);
+    east.until_connected("west").await;
+    // It takes connections, and says nothing.
+    let wire = Wire::new(west.address).await;
+    wire.cut(true);
+    east.link("west", wire.address, None);
+    east.until("the old stream is over", |east| !east.is_connected("west"))
+        .await;
+    assert!(
+        east.error("west").contains("its link's file changed"),
+        "{}",
+        east.error("west")
+    );
+    wire.cut(false);
+    east.until_connected("west").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_duplicate_id_is_refused_with_both_names_on_both_sides() {
     let world = World::new();

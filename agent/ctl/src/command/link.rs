@@ -41,8 +41,9 @@ struct Spec {
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<ClusterId>,
     endpoints: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    cidrs: Vec<String>,
+    /// None: where it says. Empty: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cidrs: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     limits: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -60,7 +61,7 @@ struct Standing {
 #[serde(default)]
 struct StandingSpec {
     id: Option<ClusterId>,
-    cidrs: Vec<String>,
+    cidrs: Option<Vec<String>>,
     limits: Option<Value>,
     tls: Option<TlsFiles>,
 }
@@ -204,7 +205,7 @@ fn link_text(connect: &Connect, standing: Standing) -> Result<String> {
             cidrs: if connect.cidrs.is_empty() {
                 stands.cidrs
             } else {
-                cidrs.collect()
+                Some(cidrs.collect())
             },
             limits: stands.limits,
             tls: TlsFiles::of(&connect.tls)?.or(stands.tls),

@@ -99,6 +99,9 @@ fn what_the_command_does_not_name_stays_in_the_file() {
         serde_json::json!(["10.13.0.0/16"])
     );
     assert_eq!(renamed["spec"]["limits"]["rows"], 500);
+    // Nowhere is not anywhere.
+    fs::write(&file, old.replace("[10.12.0.0/16]", "[]")).unwrap();
+    assert_eq!(rewrite(&[])["spec"]["cidrs"], serde_json::json!([]));
     fs::write(&file, "spec: [").unwrap();
     let error = standing(&file).unwrap_err().to_string();
     assert!(

@@ -53,6 +53,7 @@ impl Node for FakeAgent {
             state: self.0.into(),
             hears_us: Some(true),
             complete: true,
+            endpoint: "10.2.0.2:4260".to_owned(),
             ..Peer::default()
         };
         Ok(Response::new(GetClusterMeshResponse {

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use isthmus_core::mesh::Fault;
@@ -28,7 +28,7 @@ struct LinkFile<'a> {
     api_version: &'static str,
     kind: &'static str,
     metadata: Metadata<'a>,
-    spec: Spec,
+    spec: &'a Spec,
 }
 
 #[derive(Debug, Serialize)]
@@ -61,12 +61,13 @@ struct Standing {
 #[serde(default)]
 struct StandingSpec {
     id: Option<ClusterId>,
+    endpoints: Vec<String>,
     cidrs: Option<Vec<String>>,
     limits: Option<Value>,
     tls: Option<TlsFiles>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct TlsFiles {
     ca: PathBuf,
     cert: PathBuf,
@@ -79,18 +80,25 @@ pub(super) async fn connect(global: &Global, connect: &Connect) -> Result<ExitCo
         not_ourselves(connect, own)?;
     }
     let file = link_path(&connect.links.links, &connect.name);
-    let text = link_text(connect, standing(&file)?)?;
+    let stands = standing(&file)?.spec;
+    let spec = spec(connect, &stands)?;
+    let text = link_text(&connect.name, &spec)?;
+    let started = Instant::now();
     let done = write(&file, &text)?;
     let mut report = report(&connect.name, &file, done);
     report.describe_other_side(own.as_ref(), other_side);
     let Some(time) = connect.wait else {
         return show(&report, global);
     };
-    let started = Instant::now();
-    let connected = |status: &ClusterMeshStatus| status.is_connected(connect.name.as_str());
+    let awaited = Awaited {
+        name: connect.name.as_str(),
+        anew: spec.leads_elsewhere(&stands),
+        spec: &spec,
+    };
+    let connected = |status: &ClusterMeshStatus| awaited.is_there(status, started.elapsed());
     let answer = poll(&global.socket, time, mesh, connected).await;
     if let Ok((status, false)) = &answer {
-        report.not_connected_because = Some(status.why_not_connected(connect.name.as_str()));
+        report.not_connected_because = Some(awaited.why_not(status));
     }
     report.connected = Some(answer.as_ref().is_ok_and(|(_, done)| *done));
     report.waited_seconds = Some(Seconds::new(started.elapsed().as_secs_f64()));
@@ -123,6 +131,54 @@ pub(super) async fn disconnect(
         format!("agentctl clustermesh disconnect {cluster}")
     });
     show(&report, global)
+}
+
+/// What `--wait` waits for: that the peer is connected as its link says now, and not as it said before.
+struct Awaited<'a> {
+    name: &'a str,
+    spec: &'a Spec,
+    /// The mesh server ends a stream that stands, and connects again.
+    anew: bool,
+}
+
+impl Awaited<'_> {
+    /// `waited` since the link was written.
+    fn is_there(&self, status: &ClusterMeshStatus, waited: Duration) -> bool {
+        status.is_connected(self.name) && self.is_as_written(status, waited)
+    }
+
+    fn is_as_written(&self, status: &ClusterMeshStatus, waited: Duration) -> bool {
+        let Some(peer) = status.peers.iter().find(|peer| peer.name == self.name) else {
+            return false;
+        };
+        let led = peer.endpoint.as_ref();
+        let led = led.is_some_and(|endpoint| self.spec.endpoints.contains(endpoint));
+        let pinned = self.spec.id.map(|id| u32::from(id.get()));
+        let waited = Seconds::new(waited.as_secs_f64());
+        let since = peer.state_seconds.is_some_and(|since| since <= waited);
+        led && (pinned.is_none() || pinned == peer.id) && (since || !self.anew)
+    }
+
+    fn why_not(&self, status: &ClusterMeshStatus) -> String {
+        if status.is_connected(self.name) {
+            return "it is still connected as its link said before: does the mesh server's --links name this directory?"
+                .to_owned();
+        }
+        status.why_not_connected(self.name)
+    }
+}
+
+impl Spec {
+    /// Whether a mesh server that follows `before` connects anew. No if nothing was there before: what it follows then is
+    /// not known, and if it is the same (the link was removed a moment ago) its stream goes on. Certificates that replace
+    /// the mesh server's own may be those.
+    fn leads_elsewhere(&self, before: &StandingSpec) -> bool {
+        let tls = |before: &TlsFiles| self.tls.as_ref() != Some(before);
+        !before.endpoints.is_empty()
+            && (before.endpoints != self.endpoints
+                || before.id != self.id
+                || before.tls.as_ref().is_some_and(tls))
+    }
 }
 
 /// What the agent knows of this side; none if it does not answer. A link can be written without it.
@@ -190,26 +246,27 @@ fn standing(file: &Path) -> Result<Standing> {
     })
 }
 
-fn link_text(connect: &Connect, standing: Standing) -> Result<String> {
-    let stands = standing.spec;
+fn spec(connect: &Connect, stands: &StandingSpec) -> Result<Spec> {
     let cidrs = connect.cidrs.iter().map(ToString::to_string);
+    Ok(Spec {
+        id: connect.id.or(stands.id),
+        endpoints: connect.endpoints.iter().map(ToString::to_string).collect(),
+        cidrs: if connect.cidrs.is_empty() {
+            stands.cidrs.clone()
+        } else {
+            Some(cidrs.collect())
+        },
+        limits: stands.limits.clone(),
+        tls: TlsFiles::of(&connect.tls)?.or_else(|| stands.tls.clone()),
+    })
+}
+
+fn link_text(name: &ClusterName, spec: &Spec) -> Result<String> {
     let link = LinkFile {
         api_version: "mesh.isthmus.dev/v1alpha1",
         kind: "ClusterLink",
-        metadata: Metadata {
-            name: &connect.name,
-        },
-        spec: Spec {
-            id: connect.id.or(stands.id),
-            endpoints: connect.endpoints.iter().map(ToString::to_string).collect(),
-            cidrs: if connect.cidrs.is_empty() {
-                stands.cidrs
-            } else {
-                Some(cidrs.collect())
-            },
-            limits: stands.limits,
-            tls: TlsFiles::of(&connect.tls)?.or(stands.tls),
-        },
+        metadata: Metadata { name },
+        spec,
     };
     serde_saphyr::to_string(&link).context("cannot write the link as YAML")
 }

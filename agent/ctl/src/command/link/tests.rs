@@ -27,6 +27,11 @@ fn parse(directory: &Path, more: &[&str]) -> Connect {
     }
 }
 
+/// The text of the link's file.
+fn text_of(connect: &Connect, standing: Standing) -> Result<String> {
+    link_text(&connect.name, &spec(connect, &standing.spec)?)
+}
+
 fn east(server: &str) -> ClusterMeshStatus {
     let answer = proto::GetClusterMeshResponse {
         node: Some(proto::NodeInfo {
@@ -47,7 +52,7 @@ fn east(server: &str) -> ClusterMeshStatus {
 fn the_file_has_the_shape_of_the_custom_resource() {
     let directory = tempfile::tempdir().unwrap();
     let connect = parse(directory.path(), &["--id", "2"]);
-    let text = link_text(&connect, Standing::default()).unwrap();
+    let text = text_of(&connect, Standing::default()).unwrap();
     let value: Value = serde_saphyr::from_str(&text).unwrap();
     assert_eq!(
         value,
@@ -62,11 +67,11 @@ fn the_file_has_the_shape_of_the_custom_resource() {
         })
     );
     let ranges = ["--cidr", "10.12.0.0/16", "--cidr", "fd00:12::/48"];
-    let ranged = link_text(&parse(directory.path(), &ranges), Standing::default()).unwrap();
+    let ranged = text_of(&parse(directory.path(), &ranges), Standing::default()).unwrap();
     let value: Value = serde_saphyr::from_str(&ranged).unwrap();
     let wanted = serde_json::json!(["10.12.0.0/16", "fd00:12::/48"]);
     assert_eq!(value["spec"]["cidrs"], wanted);
-    let unpinned = link_text(&parse(directory.path(), &[]), Standing::default()).unwrap();
+    let unpinned = text_of(&parse(directory.path(), &[]), Standing::default()).unwrap();
     assert!(!unpinned.contains("id:"), "{unpinned}");
 }
 
@@ -79,7 +84,7 @@ fn what_the_command_does_not_name_stays_in_the_file() {
                tls: {ca: a.crt, cert: b.crt, key: c.key}\n";
     fs::write(&file, old).unwrap();
     let rewrite = |more: &[&str]| -> Value {
-        let text = link_text(&parse(directory.path(), more), standing(&file).unwrap()).unwrap();
+        let text = text_of(&parse(directory.path(), more), standing(&file).unwrap()).unwrap();
         serde_saphyr::from_str(&text).unwrap()
     };
     assert_eq!(
@@ -176,10 +181,7 @@ fn certificates_are_named_all_or_none_and_must_be_there() {
     let (ca, cert, key) = (at("ca.crt"), at("mesh.crt"), at("mesh.key"));
     let flags = ["--tls-ca", &ca, "--tls-cert", &cert, "--tls-key", &key];
     let connect = parse(directory.path(), &flags);
-    let error = format!(
-        "{:#}",
-        link_text(&connect, Standing::default()).unwrap_err()
-    );
+    let error = format!("{:#}", text_of(&connect, Standing::default()).unwrap_err());
     assert!(
         error.contains("ca.crt cannot be used") && error.contains("clustermesh certs"),
         "{error}"
@@ -188,7 +190,7 @@ fn certificates_are_named_all_or_none_and_must_be_there() {
         fs::write(file, "x").unwrap();
     }
     let value: Value =
-        serde_saphyr::from_str(&link_text(&connect, Standing::default()).unwrap()).unwrap();
+        serde_saphyr::from_str(&text_of(&connect, Standing::default()).unwrap()).unwrap();
     assert_eq!(
         value["spec"]["tls"],
         serde_json::json!({"ca": ca, "cert": cert, "key": key})
@@ -202,4 +204,75 @@ fn certificates_are_named_all_or_none_and_must_be_there() {
         "a:1",
     ];
     assert!(Cli::try_parse_from(args.iter().chain(&flags[..4])).is_err());
+}
+
+#[test]
+fn what_was_connected_before_is_not_what_was_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let status = |endpoint: &str, id, state_seconds| {
+        let west = proto::Peer {
+            name: "west".to_owned(),
+            id: Some(id),
+            state: proto::PeerState::Connected.into(),
+            state_seconds: Some(state_seconds),
+            complete: true,
+            endpoint: endpoint.to_owned(),
+            ..proto::Peer::default()
+        };
+        let answer = proto::GetClusterMeshResponse {
+            feed: Some(proto::Feed {
+                state: proto::FeedState::Connected.into(),
+                ..proto::Feed::default()
+            }),
+            peers: vec![west],
+            ..proto::GetClusterMeshResponse::default()
+        };
+        ClusterMeshStatus::new(answer, OffsetDateTime::UNIX_EPOCH)
+    };
+    let stands = |text: &str| -> StandingSpec { serde_saphyr::from_str(text).unwrap() };
+    let same = "{id: 2, endpoints: ['10.2.0.2:4260'], cidrs: [10.12.0.0/16]}";
+    let (before, new) = ("10.2.0.1:4260", "10.2.0.2:4260");
+    let rows = [
+        ("{}", status(new, 2, 60.0), true),
+        ("{}", status(before, 2, 0.1), false),
+        ("{}", status(new, 3, 0.1), false),
+        // It only allows another range: its stream goes on.
+        (same, status(new, 2, 60.0), true),
+        // What it leads to is tried, and the old stream was not yet seen to end.
+        (
+            "{endpoints: ['10.2.0.1:4260']}",
+            status(new, 2, 60.0),
+            false,
+        ),
+        ("{endpoints: ['10.2.0.1:4260']}", status(new, 2, 0.9), true),
+        (
+            "{id: 7, endpoints: ['10.2.0.2:4260']}",
+            status(new, 2, 60.0),
+            false,
+        ),
+        (
+            "{id: 2, endpoints: ['10.2.0.2:4260'], tls: {ca: a, cert: b, key: c}}",
+            status(new, 2, 60.0),
+            true,
+        ),
+    ];
+    let connect = parse(directory.path(), &["--id", "2"]);
+    for (before, status, wanted) in rows {
+        let before = stands(before);
+        let spec = spec(&connect, &before).unwrap();
+        let awaited = Awaited {
+            name: "west",
+            anew: spec.leads_elsewhere(&before),
+            spec: &spec,
+        };
+        let there = awaited.is_there(&status, Duration::from_secs(1));
+        assert_eq!(there, wanted, "{before:?} {status:?}");
+        if !there {
+            let why = awaited.why_not(&status);
+            assert!(
+                why.starts_with("it is still connected as its link said before"),
+                "{why}"
+            );
+        }
+    }
 }

@@ -308,11 +308,13 @@ impl Feed {
     ) {
         let names: Vec<&ClusterName> = reports.iter().map(|report| &report.name).collect();
         self.peers.retain(|name, peer| {
-            let linked = partial || names.contains(&name);
-            if !linked {
+            let named = names.contains(&name);
+            if !named && partial {
+                peer.forget_report();
+            } else if !named {
                 peer.drop_rows(Dropped::Unlinked, events);
             }
-            linked
+            named || partial
         });
         for report in reports {
             let name = report.name.clone();

@@ -101,6 +101,11 @@ impl Peer {
         self.report = Some((report, now));
     }
 
+    /// Our mesh server does not know how it is linked.
+    pub(super) fn forget_report(&mut self) {
+        self.report = None;
+    }
+
     pub(super) fn silence(&mut self, said: &PeerSilence, now: Instant) {
         self.witnessed = said.witnessed;
         self.last_word = said.last_word.map(|age| Age::of(age, now));

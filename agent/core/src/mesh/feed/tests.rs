@@ -86,3 +86,52 @@ fn linked_clusters_are_those_that_are_reported_whether_or_not_their_rows_have_be
     );
     assert_eq!(hear(&[]), [FeedEvent::Linked(vec![])]);
 }
+
+#[test]
+fn a_partial_list_lets_no_old_report_stand() {
+    let now = Instant::now();
+    let (mut feed, mut sequence) = feed(now);
+    let mut hear = |state, partial, names: &[_]| {
+        let FromServer::Peers {
+            mut reports,
+            troubles,
+            ..
+        } = links(names)
+        else {
+            unreachable!("as made")
+        };
+        for report in &mut reports {
+            report.state = state;
+        }
+        let list = FromServer::Peers {
+            reports,
+            partial,
+            troubles,
+        };
+        say(&mut feed, &mut sequence, list, now);
+        let states = feed.status().peers.into_iter();
+        states
+            .map(|peer| (peer.name.to_string(), peer.state, peer.id))
+            .collect::<Vec<_>>()
+    };
+    let both: &[_] = &[("north", Some(3)), ("west", Some(2))];
+    let at = |name: &str, state, id: Option<u16>| {
+        (name.to_owned(), state, id.map(|id| id.try_into().unwrap()))
+    };
+    let (connected, connecting) = (PeerState::Connected, PeerState::Connecting);
+    assert_eq!(
+        hear(LinkState::Connected, false, both),
+        [
+            at("north", connected, Some(3)),
+            at("west", connected, Some(2))
+        ]
+    );
+    // A mesh server that has just started and cannot read north's link knows nothing of it.
+    assert_eq!(
+        hear(LinkState::Connected, true, &both[1..]),
+        [
+            at("north", connecting, None),
+            at("west", connected, Some(2))
+        ]
+    );
+}

@@ -141,7 +141,13 @@ async fn serve(
     let (source_status, source) = watch::channel(Arc::new(SourceStatus::new(location)));
     parts.run(
         "the source",
-        from_source(updates, source_status, source_hold, sender.clone()),
+        from_source(
+            updates,
+            source_status,
+            source_hold,
+            sender.clone(),
+            shutdown.clone(),
+        ),
     );
 
     let mesh = crate::mesh::start(&mut parts, &args, &cluster, sender, shutdown.clone())?;
@@ -195,15 +201,16 @@ async fn serve(
     Ok(result.and(parts.finish(STOP_TIME).await)?)
 }
 
-/// Passes on what the source says, and keeps its status for those who ask.
+/// Passes on what the source says, and keeps its status for those who ask. A source that hangs does not hold up the end.
 async fn from_source(
     mut updates: mpsc::Receiver<SourceUpdate>,
     status: watch::Sender<Arc<SourceStatus>>,
     hold: Hold,
     events: mpsc::Sender<Event>,
+    shutdown: CancellationToken,
 ) {
     let mut hold = Some(hold);
-    while let Some(update) = updates.recv().await {
+    while let Some(Some(update)) = shutdown.run_until_cancelled(updates.recv()).await {
         if update.batch.complete {
             hold = None;
         }
@@ -222,5 +229,25 @@ async fn from_source(
         if events.send(rows).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_source_that_hangs_does_not_hold_up_the_end() {
+        let (_hangs, updates) = mpsc::channel(1);
+        let (status, _) = watch::channel(Arc::new(SourceStatus::new("dir:/dead".to_owned())));
+        let hold = Readiness::default().hold("its first list");
+        let (events, _engine) = mpsc::channel(1);
+        let shutdown = CancellationToken::new();
+        shutdown.cancel();
+        let ended = from_source(updates, status, hold, events, shutdown);
+        let ended = tokio::time::timeout(Duration::from_secs(20), ended).await;
+        assert!(ended.is_ok());
     }
 }

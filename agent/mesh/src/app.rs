@@ -10,16 +10,17 @@ use ipnet::IpNet;
 use isthmus_core::manifest::ManifestOptions;
 use isthmus_core::mesh::{CIDRS_MAX, Cluster, Guard};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{CommonArgs, ConfigError, SourceSpec, cidr, duration, listen_address, percent};
-use crate::http::{self, Readiness};
+use crate::http::{self, Hold, Readiness};
 use crate::hub::{self, HubConfig, HubHandle};
 use crate::links::{self, Links};
 use crate::metrics::MeshMetrics;
 use crate::parts::{Parts, STOP_TIME};
 use crate::server::{self, Listen, Served};
-use crate::source::files;
+use crate::source::files::{self, SourceUpdate};
 use crate::tls::Tls;
 
 /// The clustermesh API server: publishes its cluster's shared services to the clusters it is linked with, and feeds its
@@ -173,9 +174,17 @@ pub async fn serve(args: MeshArgs, shutdown: CancellationToken) -> Result<()> {
             shutdown.clone(),
         ),
     );
+    let SourceSpec::Dir(directory) = &args.common.source;
+    // Peers are told no ClusterIP, and endpoints of every family that a Service may have: which it has where its range
+    // is known, only the agents know.
+    let service_cidrs = Vec::new();
+    let options = ManifestOptions { service_cidrs };
+    let updates = files::watch(directory.clone(), options, shutdown.clone());
+    let source = &args.common.source;
+    let hold = readiness.hold(format!("the first list of {source} is not complete"));
     parts.run(
         "the source",
-        publish(args.common.source, hub.clone(), readiness, shutdown.clone()),
+        publish(updates, hub.clone(), hold, shutdown.clone()),
     );
     let directory = Links::new(args.links, own.name.clone(), Some(paths));
     let keeper = links::spawn(directory, hub.clone(), shutdown.clone());
@@ -197,21 +206,16 @@ pub async fn serve(args: MeshArgs, shutdown: CancellationToken) -> Result<()> {
     Ok(result.and(last.finish(STOP_TIME).await)?)
 }
 
-/// Source → hub, for as long as both are there.
+/// Source → hub, for as long as both are there. A source that hangs does not hold up the end.
 async fn publish(
-    source: SourceSpec,
+    mut updates: mpsc::Receiver<SourceUpdate>,
     hub: HubHandle,
-    readiness: Readiness,
+    hold: Hold,
     shutdown: CancellationToken,
 ) {
-    let mut hold = Some(readiness.hold(format!("the first list of {source} is not complete")));
-    let SourceSpec::Dir(directory) = source;
-    // Peers are told no ClusterIP, and endpoints of every family that a Service may have: which it has where its range
-    // is known, only the agents know.
-    let service_cidrs = Vec::new();
-    let mut updates = files::watch(directory, ManifestOptions { service_cidrs }, shutdown);
+    let mut hold = Some(hold);
     let mut told = Vec::new();
-    while let Some(update) = updates.recv().await {
+    while let Some(Some(update)) = shutdown.run_until_cancelled(updates.recv()).await {
         let problems: Vec<String> = update
             .status
             .problems
@@ -236,4 +240,35 @@ async fn publish(
 fn node_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     name.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+    use super::*;
+
+    #[tokio::test]
+    async fn a_source_that_hangs_does_not_hold_up_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = HubConfig {
+            own: Cluster {
+                name: "east".parse().unwrap(),
+                id: 1.try_into().unwrap(),
+            },
+            node: String::new(),
+            heartbeat: Duration::from_secs(1),
+            guard: Guard::default(),
+            cidrs: Vec::new(),
+            state_dir: directory.path().to_owned(),
+        };
+        let stop = CancellationToken::new();
+        let (hub, hub_task) = hub::spawn(config, stop.clone()).unwrap();
+        let (_hangs, updates) = mpsc::channel(1);
+        let hold = Readiness::default().hold("its first list");
+        stop.cancel();
+        let ended = publish(updates, hub, hold, stop);
+        let ended = tokio::time::timeout(Duration::from_secs(20), ended).await;
+        assert!(ended.is_ok());
+        hub_task.await.unwrap();
+    }
 }

@@ -86,8 +86,8 @@ struct Keeper {
 
 impl Keeper {
     async fn run(mut self, mut links: Links) {
-        let mut look = interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rounds = interval(LOOK);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = self.shutdown.cancelled() => break,
@@ -95,9 +95,13 @@ impl Keeper {
                     self.note_end(ended).await;
                     continue;
                 }
-                _ = look.tick() => {}
+                _ = rounds.tick() => {}
             }
-            let looked = tokio::task::spawn_blocking(move || (links.look(), links)).await;
+            // A directory that hangs does not hold up the end.
+            let look = tokio::task::spawn_blocking(move || (links.look(), links));
+            let Some(looked) = self.shutdown.run_until_cancelled(look).await else {
+                break;
+            };
             let (wanted, returned) = match looked {
                 Ok(looked) => looked,
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),

@@ -115,14 +115,11 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError::Blind`] if it was not refused, or [`CgroupError::Probe`].
     pub fn prove(&self, address: SocketAddr) -> Result<(), CgroupError> {
-        let child = self
-            .path
-            .join(format!("isthmus-probe-{}", std::process::id()));
         let failed = |cause| CgroupError::Probe {
             path: self.path.clone(),
             cause,
         };
-        fs::create_dir(&child).map_err(failed)?;
+        let child = probe_dir(&self.path).map_err(failed)?;
         let status = Command::new("/proc/self/exe")
             .arg("probe-connect")
             .arg(&child)
@@ -138,6 +135,28 @@ impl Cgroup {
         } else {
             Err(CgroupError::Blind { path: child })
         }
+    }
+}
+
+const PROBE: &str = "isthmus-probe-";
+
+/// A child cgroup for this process's probe. An agent that was killed in the middle of its own may have left one, and a
+/// container's agent has the same process id in every life.
+fn probe_dir(root: &Path) -> io::Result<PathBuf> {
+    for entry in fs::read_dir(root)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(PROBE));
+        let process = process.and_then(|process| process.parse::<u32>().ok());
+        if process.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists()) {
+            // One that cannot be removed is in nobody's way.
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+    let child = root.join(format!("{PROBE}{}", std::process::id()));
+    match fs::create_dir(&child) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(child),
     }
 }
 
@@ -218,6 +237,39 @@ mod tests {
         for (text, wanted) in rows {
             assert_eq!(parse_is_below_our_root(text), wanted, "{text:?}");
         }
+    }
+
+    #[test]
+    fn what_a_killed_probe_left_is_no_obstacle() -> io::Result<()> {
+        let root = tempfile::tempdir()?;
+        let names = || -> io::Result<Vec<String>> {
+            let entries = fs::read_dir(root.path())?;
+            let name = |entry: io::Result<fs::DirEntry>| {
+                Ok(entry?.file_name().to_string_lossy().into_owned())
+            };
+            let mut names = entries.map(name).collect::<io::Result<Vec<_>>>()?;
+            names.sort();
+            Ok(names)
+        };
+        let own = probe_dir(root.path())?;
+        // Beyond every process id; one that lives; and no process id.
+        for other in [
+            "isthmus-probe-4194305",
+            "isthmus-probe-1",
+            "isthmus-probe-x",
+        ] {
+            fs::create_dir(root.path().join(other))?;
+        }
+        assert_eq!(probe_dir(root.path())?, own);
+        let ours = format!("isthmus-probe-{}", std::process::id());
+        let mut wanted = vec![
+            "isthmus-probe-1".to_owned(),
+            "isthmus-probe-x".to_owned(),
+            ours,
+        ];
+        wanted.sort();
+        assert_eq!(names()?, wanted);
+        Ok(())
     }
 
     #[test]

@@ -138,7 +138,6 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError`]; what was pinned before stays as it was.
     pub fn open(config: &DatapathConfig) -> Result<Self, DatapathError> {
-        grace_period().map_err(DatapathError::NoGrace)?;
         ensure_bpffs(&config.bpffs)?;
         let plan = LoadPlan::new(&config.bpffs, config.sizes);
         for dir in [&plan.version_dir, &plan.links_dir] {
@@ -148,6 +147,8 @@ impl Datapath {
             })?;
         }
         let lock = lock_dir(&config.bpffs)?;
+        // Whoever held the lock before may have written until it had to let go.
+        grace_period().map_err(DatapathError::NoGrace)?;
         let cgroup = Cgroup::find(config.cgroup.as_deref())?;
         let ebpf = load(&plan)?;
         let maps = plan

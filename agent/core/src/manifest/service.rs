@@ -368,6 +368,8 @@ fn ports(
             target,
         });
     }
+    // Only now: their names and numbers are taken.
+    ports.retain(|port| port.row.protocol != Protocol::Sctp);
     Ok(ports)
 }
 

@@ -148,6 +148,36 @@ fn the_smaller_name_holds_a_contested_address_whatever_the_order() {
 }
 
 #[test]
+fn a_port_of_sctp_is_said_and_left_out() {
+    let mut source = Source::new();
+    let ports =
+        "ports: [{name: a, port: 80}, {name: b, port: 80, protocol: SCTP}, {name: c, port: 81}]";
+    source.write("s.yaml", &service(ports));
+    let row = source.service("n/s");
+    let ports: Vec<_> = row
+        .ports
+        .iter()
+        .map(|port| (&*port.name, port.port))
+        .collect();
+    assert_eq!(ports, [("a", 80), ("c", 81)]);
+    assert_eq!(
+        source.problems(),
+        [
+            "NotHandled s.yaml:4: Service n/s: spec.ports[1].protocol: SCTP connections are not translated by this version"
+        ]
+    );
+    // It is a port all the same: what is wrong with it is wrong with the Service.
+    source.write(
+        "s.yaml",
+        &service("ports: [{name: a, port: 80, protocol: SCTP}, {name: a, port: 81}]"),
+    );
+    assert!(source.problems()[0].contains("spec.ports[1]: has the name \"a\" of an earlier port"));
+    source.write("s.yaml", &service("ports: [{port: 80, protocol: SCTP}]"));
+    let row = source.service("n/s");
+    assert_eq!((row.ports.len(), row.addresses.len()), (0, 1));
+}
+
+#[test]
 fn what_this_version_does_not_do_is_said_with_its_field() {
     let rows = [
         (

@@ -78,6 +78,23 @@ impl Scene {
         (report, books)
     }
 
+    /// Traffic while an agent goes and the next one comes, and some more; nothing is under way at the end. The books are of
+    /// before.
+    fn through(&mut self, restart: impl FnOnce(Node<'_>)) -> (Report, Books) {
+        let books = Books::open(self.node(), SERVICE, PORT);
+        self.client.rate(RATE).unwrap();
+        let mut report = self.more(100);
+        restart(self.node());
+        report = report.and(&self.more(500));
+        (report.and(&self.client.pause().unwrap()), books)
+    }
+
+    fn more_paused(&mut self, requests: u64) -> Report {
+        self.client.rate(RATE).unwrap();
+        let report = self.more(requests);
+        report.and(&self.client.pause().unwrap())
+    }
+
     /// Connects one after the other, each waited for.
     fn connects(&self, count: u64) -> Account {
         self.pod("east/client")
@@ -182,6 +199,37 @@ fn a_killed_backend_costs_three_refusals_and_comes_back() {
     assert_eq!(metric("service_backends", &pair), 8.0);
     let all = scene.client.total().requests;
     assert_eq!(metric("service_connects_total", &pair), all as f64);
+}
+
+/// It stays out through agents that die and come; maps of other sizes begin without what was known, and find it out again.
+#[test]
+fn restarts_leave_a_dead_backend_out_and_new_maps_cost_its_failures_once_more() {
+    let mut scene = Scene::set("outage", WORKERS, Duration::from_secs(2));
+    scene.until_out(1, |scene| {
+        scene.pod(BACKENDS[0]).kill_server().unwrap();
+    });
+    let (mut report, books) = scene.through(|node| {
+        node.kill_agent().unwrap();
+        node.start_agent(&[]).unwrap();
+    });
+    let kernel = books.since();
+    // What is refused are trials, one for each time that is over; a trial that fails is no ejection more.
+    assert_eq!((kernel.out, kernel.ejections), (1, 0), "{kernel:?}");
+    assert_eq!(kernel.refused, failed(&report, "refused"), "{kernel:?}");
+    assert!(kernel.refused <= 2, "{kernel:?}");
+    let other = ["--lb-backends-max", "4096"];
+    (report, _) = scene.through(|node| {
+        node.stop_agent().unwrap();
+        node.start_agent(&other).unwrap();
+    });
+    // Nobody stands there yet: two failures close it to this client, three eject it.
+    let refused = failed(&report, "refused");
+    assert!((2..=3 + WORKERS as u64).contains(&refused), "{report:?}");
+    let last = scene.more_paused(300);
+    // A trial may fall due meanwhile.
+    assert!(last.failed() <= 1, "{last:?}");
+    scene.pod(BACKENDS[0]).start_server().unwrap();
+    scene.until_back();
 }
 
 /// The process lives; its listener is gone.

@@ -154,9 +154,12 @@ fn no_directory_of_links_is_no_error_and_every_bound_is_shown() {
     }
     let history = "isthmus_mesh_history_capacity{cluster=\"east\"} 1024";
     assert!(metrics.contains(history), "{metrics}");
+    let words = "there is no directory of links yet";
+    program.until("it is said", |program| {
+        fs::read_to_string(program.log_file()).is_ok_and(|log| log.contains(words))
+    });
     let log = program.stop();
     assert!(!log.contains("ERROR") && !log.contains("WARN"), "{log}");
-    assert!(log.contains("there is no directory of links yet"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

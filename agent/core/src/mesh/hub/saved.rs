@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::{Cluster, Epoch, Rows, SavedHistory, SavedPublisher, SavedSilence};
 
-/// A [`Hub`] as a state file holds it.
+/// A [`Hub`](super::Hub) as a state file holds it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct SavedHub {
     pub publisher: SavedPublisher,

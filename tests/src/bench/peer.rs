@@ -9,14 +9,14 @@ use isthmus_core::model::Protocol;
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::json;
 
-use super::arena::{Arena, prepare_namespace};
+use super::arena::{Arena, SERVICE_CIDR, prepare_namespace};
 use super::machine::{Ticks, pin};
 use super::sheet::{Row, Sheet, Target, Unit};
 use super::stats::{Random, Rounds, column};
 use super::tax::calls::{Caller, TIMED, WARM};
 use super::tax::expect_bare;
 use super::tax::fleet::{Fleet, SERVICE_PORT, Scale, Variant, backend, service_address};
-use crate::netns::feed;
+use crate::netns::{feed, ip_batch};
 
 const ROUNDS: usize = 320;
 const LOADS: usize = 8;
@@ -141,6 +141,8 @@ impl Peer {
         unshare(CloneFlags::CLONE_NEWNET).context("a second network namespace")?;
         let namespace = File::open(OWN)?;
         prepare_namespace()?;
+        // A service's address needs a way out before it is another's.
+        ip_batch(&format!("route add {SERVICE_CIDR} dev lo\n"))?;
         feed(
             std::process::Command::new("nft").args(["-f", "-"]),
             &kube_proxy(SCALE)?,

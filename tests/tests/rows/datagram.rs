@@ -1,4 +1,6 @@
 //! {v4, v6, mapped, V6ONLY} × UDP without a connect: where datagrams go, and whose the answers are seen as.
+//!
+//! Long because it is one table, of which every row is a small function.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};

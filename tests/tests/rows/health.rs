@@ -1,4 +1,6 @@
 //! Passive health: what counts against a backend, what ejects it, and how it returns. One client, unless a row says so.
+//!
+//! Long because it is one table, of which every row is a small function.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};

@@ -3,6 +3,8 @@
 //! A row is found by where the socket lies in memory: the kernel hands a closed socket's memory to the next one, so a
 //! busy client finds its own, warm row again and again. Only if two live sockets meet in one row does the older one's
 //! record move to a hash.
+//!
+//! Everybody who reads or writes a record is here, so that what makes it exact can be seen in one place: hence its length.
 
 use core::ffi::c_void;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};

@@ -5,7 +5,7 @@ use isthmus_core::model::Protocol;
 use serde_json::json;
 
 use super::arena::Arena;
-use super::machine::{Ticks, pin};
+use super::machine::{interleaved, pin};
 use super::sheet::{Row, Sheet, Target, Unit};
 use super::stats::{Random, Rounds, column};
 use super::tax::calls::{Caller, TIMED, WARM};
@@ -46,35 +46,20 @@ pub fn run(batches: Option<usize>) -> Result<Sheet> {
         let [few, many] = fleets;
         let (few, many) = (few?, many?);
         let before = few.sent() + many.sent();
-        let (mut table, mut spare, mut made) = (Vec::new(), share, 0);
-        while table.len() < share {
-            let steal = Ticks::read(&cpu)?.stolen;
-            let mut round = [0.0; 3];
-            for turn in 0..round.len() {
-                // Each comes first, last and after each other as often.
-                let place = (turn + table.len()) % round.len();
-                let (fleet, variant) = match place {
-                    BARE => (&few, Variant::Bare),
-                    OF_FEW => (&few, Variant::Ours),
-                    _ => (&many, Variant::Ours),
-                };
-                let targets = fleet.targets(variant, true, &mut random, WARM + TIMED);
-                let links = fleet.attach(variant)?;
-                round[place] = caller.batch(&targets)?.connect;
-                drop(links);
-                made += if variant == Variant::Ours {
-                    targets.len()
-                } else {
-                    0
-                };
+        let mut made = 0;
+        let table = interleaved::<3>(&cpu, share, &mut discarded, |place| {
+            let (fleet, variant) = match place {
+                BARE => (&few, Variant::Bare),
+                OF_FEW => (&few, Variant::Ours),
+                _ => (&many, Variant::Ours),
+            };
+            let targets = fleet.targets(variant, true, &mut random, WARM + TIMED);
+            let _links = fleet.attach(variant)?;
+            if variant == Variant::Ours {
+                made += targets.len();
             }
-            if spare > 0 && Ticks::read(&cpu)?.stolen != steal {
-                spare -= 1;
-                discarded += 1;
-                continue;
-            }
-            table.push(round.to_vec());
-        }
+            Ok(caller.batch(&targets)?.connect)
+        })?;
         let sent = few.sent() + many.sent() - before;
         ensure!(
             sent == made as u64,

@@ -167,6 +167,32 @@ pub fn pin() -> Result<String> {
     Ok(format!("cpu{last}"))
 }
 
+/// Rounds of `N` variants on one CPU. Each variant comes first, last and after each other as often. As many rounds as are
+/// wanted are thrown away, at most, because time was stolen in them; `discarded` counts those.
+pub fn interleaved<const N: usize>(
+    cpu: &str,
+    rounds: usize,
+    discarded: &mut usize,
+    mut batch: impl FnMut(usize) -> Result<f64>,
+) -> Result<Vec<Vec<f64>>> {
+    let (mut table, mut spare) = (Vec::new(), rounds);
+    while table.len() < rounds {
+        let stolen = Ticks::read(cpu)?.stolen;
+        let mut round = vec![0.0; N];
+        for turn in 0..N {
+            let place = (turn + table.len()) % N;
+            round[place] = batch(place)?;
+        }
+        if spare > 0 && Ticks::read(cpu)?.stolen != stolen {
+            spare -= 1;
+            *discarded += 1;
+            continue;
+        }
+        table.push(round);
+    }
+    Ok(table)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

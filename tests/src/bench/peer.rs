@@ -10,7 +10,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::json;
 
 use super::arena::{Arena, SERVICE_CIDR, prepare_namespace};
-use super::machine::{Ticks, pin};
+use super::machine::{interleaved, pin};
 use super::sheet::{Row, Sheet, Target, Unit};
 use super::stats::{Random, Rounds, column};
 use super::tax::calls::{Caller, TIMED, WARM};
@@ -48,35 +48,23 @@ pub fn run(batches: Option<usize>) -> Result<Sheet> {
         let share = (load + 1) * rounds / loads - load * rounds / loads;
         let fleet = Fleet::build(&arena, SCALE, Protocol::Tcp)?;
         let before = fleet.sent();
-        let (mut table, mut spare, mut made) = (Vec::new(), share, 0);
-        while table.len() < share {
-            let steal = Ticks::read(&cpu)?.stolen;
-            let mut round = [0.0; 3];
-            for turn in 0..round.len() {
-                // Each comes first, last and after each other as often.
-                let place = (turn + table.len()) % round.len();
-                let variant = if place == BARE {
-                    Variant::Bare
-                } else {
-                    Variant::Ours
-                };
-                let targets = fleet.targets(variant, true, &mut random, WARM + TIMED);
-                if place == PEER {
-                    round[place] = peer.inside(|caller| caller.batch(&targets))?.cycle;
-                    continue;
-                }
-                let links = fleet.attach(variant)?;
-                round[place] = caller.batch(&targets)?.cycle;
-                drop(links);
-                made += if place == OURS { targets.len() } else { 0 };
+        let mut made = 0;
+        let table = interleaved::<3>(&cpu, share, &mut discarded, |place| {
+            let variant = if place == BARE {
+                Variant::Bare
+            } else {
+                Variant::Ours
+            };
+            let targets = fleet.targets(variant, true, &mut random, WARM + TIMED);
+            if place == PEER {
+                return Ok(peer.inside(|caller| caller.batch(&targets))?.cycle);
             }
-            if spare > 0 && Ticks::read(&cpu)?.stolen != steal {
-                spare -= 1;
-                discarded += 1;
-                continue;
+            let _links = fleet.attach(variant)?;
+            if place == OURS {
+                made += targets.len();
             }
-            table.push(round.to_vec());
-        }
+            Ok(caller.batch(&targets)?.cycle)
+        })?;
         let sent = fleet.sent() - before;
         ensure!(
             sent == made as u64,

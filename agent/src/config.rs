@@ -126,7 +126,7 @@ pub struct AgentArgs {
     )]
     pub lb_services_max: u32,
 
-    /// Most backends, one for each endpoint and port of a Service. About 128 bytes of kernel memory each, 8 MiB at the
+    /// Most backends, one for each endpoint and port of a Service. About 112 bytes of kernel memory each, 7 MiB at the
     /// default.
     #[arg(
         long,

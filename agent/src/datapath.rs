@@ -18,11 +18,13 @@ mod tables;
 pub mod trivial;
 mod words;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::Ebpf;
 use isthmus_abi::{
@@ -43,12 +45,13 @@ pub use plan::{
     VERSION_PREFIX,
 };
 pub use sys::{clock, grace_period};
-pub use tables::{KernelHash, MappedArray};
+pub use tables::{KernelHash, MappedArray, Part};
 pub use words::Words;
 
 use cgroup::Cgroup;
 use load::{load, open_map};
 use pins::{ensure_bpffs, lock_dir, remove_other_versions};
+use tables::Mapping;
 
 /// An address of TEST-NET-1 (RFC 5737): nobody's service. The probe's frontend for a moment.
 const PROBE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
@@ -126,6 +129,8 @@ pub struct Datapath {
     maps: Vec<OwnedFd>,
     /// In the plan's order; `None` where not attached.
     links: Vec<Option<OwnedFd>>,
+    /// Of the arrays that were asked for, by name.
+    mappings: Mutex<BTreeMap<&'static str, Arc<Mapping>>>,
     adopted: bool,
     proof: Proof,
     /// One agent at a time writes these maps.
@@ -172,6 +177,7 @@ impl Datapath {
             ebpf,
             maps,
             links,
+            mappings: Mutex::default(),
             adopted: false,
             proof: Proof::Missing,
             _lock: lock,
@@ -212,22 +218,36 @@ impl Datapath {
         Ok(Tables {
             frontends4: Box::new(self.hash("frontends4", SERVICES)?),
             frontends6: Box::new(self.hash("frontends6", SERVICES)?),
-            rings: Box::new(self.array::<Ring>("rings")?),
-            slots: Box::new(self.array::<Slot>("slots")?),
-            backends: Box::new(self.array::<BackendRow>("backends")?),
-            backend_health: Box::new(self.array::<BackendHealthRow>("backend_health")?),
-            backend_failures: Box::new(self.array::<BackendFailuresRow>("backend_failures")?),
-            service_health: Box::new(self.array::<ServiceHealthRow>("service_health")?),
-            service_limits: Box::new(self.array::<ServiceLimitsRow>("service_limits")?),
+            rings: Box::new(self.array::<Ring>()?),
+            slots: Box::new(self.array::<Slot>()?),
+            backends: Box::new(self.array::<BackendRow>()?),
+            backend_health: Box::new(self.array::<BackendHealthRow>()?),
+            backend_failures: Box::new(self.array::<BackendFailuresRow>()?),
+            service_health: Box::new(self.array::<ServiceHealthRow>()?),
+            service_limits: Box::new(self.array::<ServiceLimitsRow>()?),
         })
     }
 
-    /// A second view of a mapped array, for reading beside the reconciler.
+    /// A view of an array, or of a part of its rows.
     ///
     /// # Errors
-    /// If there is no such map, or its rows are not `V` by size.
-    pub fn array<V>(&self, name: &'static str) -> Result<MappedArray<V>, DatapathError> {
-        MappedArray::new(self.map(name)?, name).map_err(|cause| DatapathError::Map { name, cause })
+    /// If the kernel does not map it into this process, or its rows are not those of `V` by size.
+    pub fn array<V: Part>(&self) -> Result<MappedArray<V>, DatapathError> {
+        let failed = |cause| DatapathError::Map {
+            name: V::MAP,
+            cause,
+        };
+        let map = self.map(V::MAP)?;
+        let mut mappings = self.mappings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mapping = match mappings.get(V::MAP) {
+            Some(mapping) => Arc::clone(mapping),
+            None => {
+                let mapping = Arc::new(Mapping::new(map).map_err(failed)?);
+                mappings.insert(V::MAP, Arc::clone(&mapping));
+                mapping
+            }
+        };
+        MappedArray::new(mapping).map_err(failed)
     }
 
     /// A view of a hash.
@@ -360,9 +380,9 @@ impl Datapath {
     }
 
     fn links_use_our_maps(&self) -> bool {
-        let Ok(rings) = self.map("rings").and_then(|map| {
+        let Ok(services) = self.map("services").and_then(|map| {
             sys::map_info(map.as_fd()).map_err(|cause| DatapathError::Map {
-                name: "rings",
+                name: "services",
                 cause,
             })
         }) else {
@@ -378,7 +398,7 @@ impl Datapath {
                     let id = sys::link_info(link.as_fd()).ok()?.program_id;
                     sys::prog_info(sys::prog_by_id(id).ok()?.as_fd()).ok()
                 });
-                program.is_some_and(|program| program.map_ids.contains(&rings.id))
+                program.is_some_and(|program| program.map_ids.contains(&services.id))
             })
     }
 

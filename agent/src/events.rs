@@ -58,7 +58,7 @@ pub enum What {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Health {
     pub kind: EventKind,
-    /// Index into `rings`.
+    /// Index into `services`.
     pub service: u32,
     /// None if the service has gone meanwhile.
     pub port: Option<Arc<ServicePort>>,

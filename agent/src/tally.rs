@@ -108,10 +108,10 @@ impl Tally {
     /// If the kernel does not map the rows into this process.
     pub fn new(datapath: &Datapath) -> Result<Self, DatapathError> {
         Ok(Self {
-            backends: datapath.array("backends")?,
-            health: datapath.array("backend_health")?,
-            failures: datapath.array("backend_failures")?,
-            services: datapath.array("service_health")?,
+            backends: datapath.array()?,
+            health: datapath.array()?,
+            failures: datapath.array()?,
+            services: datapath.array()?,
             sums: Mutex::default(),
         })
     }

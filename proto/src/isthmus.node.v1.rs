@@ -595,7 +595,7 @@ pub struct Frontend {
     /// Lends its backends to other clusters.
     #[prost(bool, tag = "9")]
     pub shared: bool,
-    /// Index into `rings`; absent if the datapath does not serve it.
+    /// Index into `services`; absent if the datapath does not serve it.
     #[prost(uint32, optional, tag = "10")]
     pub service_index: ::core::option::Option<u32>,
     /// Why the datapath does not serve it, or not as wanted; empty if it does.
@@ -681,7 +681,7 @@ pub struct DumpLbResponse {
     /// Rows of `frontends4` and `frontends6`.
     #[prost(message, repeated, tag = "2")]
     pub frontends: ::prost::alloc::vec::Vec<LbFrontend>,
-    /// Rows of `rings` that are not 0.
+    /// Rings of `services` that are not 0.
     #[prost(message, repeated, tag = "3")]
     pub rings: ::prost::alloc::vec::Vec<LbRing>,
     /// Rows of `backends` that are not free.
@@ -711,16 +711,16 @@ pub struct LbFrontend {
     /// 0 is the node's own network; others are cluster ids.
     #[prost(uint32, tag = "4")]
     pub scope: u32,
-    /// Index into `rings`.
+    /// Index into `services`.
     #[prost(uint32, tag = "5")]
     pub service: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LbRing {
-    /// Its index in `rings`.
+    /// Its index in `services`.
     #[prost(uint32, tag = "1")]
     pub service: u32,
-    /// The row as it is: span in the upper 32 bits, then tiers (8 bits), then the first tier's length (24 bits).
+    /// The ring's word as it is: span in the upper 32 bits, then session affinity (1 bit), tiers (7 bits), the first tier's length (24).
     #[prost(fixed64, tag = "2")]
     pub word: u64,
     /// The span's rows of `slots` as they are, from its first one to the last that a tier uses: a head for each tier but the
@@ -746,7 +746,7 @@ pub struct LbBackend {
     /// Cluster id.
     #[prost(uint32, tag = "5")]
     pub cluster: u32,
-    /// Index into `rings`.
+    /// Index into `services`.
     #[prost(uint32, tag = "6")]
     pub service: u32,
     /// Counts the lives of this id.
@@ -755,28 +755,25 @@ pub struct LbBackend {
     /// Connects that were sent there in this life.
     #[prost(uint64, tag = "8")]
     pub connects: u64,
-    /// Its row of `backend_health`: the state's word as it is, `time:48 mark:8 doublings:6 kind:2`.
+    /// Its health's word as it is, `time:48 mark:8 doublings:6 kind:2`.
     #[prost(fixed64, tag = "9")]
     pub health_word: u64,
-    /// Clients that stand there in this epoch or the last.
-    #[prost(uint32, tag = "10")]
-    pub standing: u32,
     /// Its row of `backend_failures`, counts of this life.
-    #[prost(message, optional, tag = "11")]
+    #[prost(message, optional, tag = "10")]
     pub failures: ::core::option::Option<FailureCounts>,
     /// What counts against it since the last verified success.
-    #[prost(uint32, tag = "12")]
+    #[prost(uint32, tag = "11")]
     pub score: u32,
     /// Clients whose failures make up the score.
-    #[prost(uint32, tag = "13")]
+    #[prost(uint32, tag = "12")]
     pub accusers: u32,
     /// Clients to which it is closed now.
-    #[prost(uint32, tag = "14")]
+    #[prost(uint32, tag = "13")]
     pub closed: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LbService {
-    /// Its index in `rings`.
+    /// Its index in `services`.
     #[prost(uint32, tag = "1")]
     pub service: u32,
     /// Clients that stand at any of its backends in this epoch or the last.
@@ -831,7 +828,7 @@ pub struct MonitorEvent {
     /// `TCP`, `UDP`; empty without a service.
     #[prost(string, tag = "5")]
     pub protocol: ::prost::alloc::string::String,
-    /// Index into `rings`; absent if it is of no service.
+    /// Index into `services`; absent if it is of no service.
     #[prost(uint32, optional, tag = "6")]
     pub service_index: ::core::option::Option<u32>,
     /// IPv4 or IPv6, as people write it; empty if it is of no backend, or of one that has gone meanwhile.

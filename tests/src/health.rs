@@ -1,10 +1,13 @@
 //! What the kernel holds of a service and its backends, read from its maps: no agent is asked, so none need live.
 
 use std::collections::BTreeMap;
+use std::mem::offset_of;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
-use isthmus_abi::{HealthState, health_kind};
+use isthmus_abi::{
+    BackendHealthRow, EndpointRow, HealthState, ServiceHealthRow, ServiceRow, health_kind,
+};
 
 use crate::kernel::map_row;
 use crate::lab::Node;
@@ -13,7 +16,7 @@ use crate::view::Frontend;
 /// Where the rows of one frontend's service are, as long as no backend comes or goes.
 #[derive(Clone, Debug)]
 pub struct KernelHealth {
-    health: u32,
+    rows: u32,
     failures: u32,
     services: u32,
     service: u32,
@@ -77,9 +80,9 @@ impl Node<'_> {
         let place =
             |b: &crate::view::Backend| Some((SocketAddr::new(b.address, b.port), b.backend_id?));
         Ok(KernelHealth {
-            health: self.map_id("backend_health")?,
+            rows: self.map_id("backends")?,
             failures: self.map_id("backend_failures")?,
-            services: self.map_id("service_health")?,
+            services: self.map_id("services")?,
             service,
             backends: frontend.backends.iter().filter_map(place).collect(),
         })
@@ -90,8 +93,8 @@ impl KernelHealth {
     pub fn backend(&self, address: SocketAddr) -> Result<BackendCounts> {
         let id = self.backends.get(&address);
         let id = id.with_context(|| format!("the kernel had no backend {address}"))?;
-        let [connects, state] = words(self.health, *id)?;
-        let [refused, unreachable, timed_out, unanswered] = words(self.failures, *id)?;
+        let [connects, state] = words(self.rows, *id, offset_of!(EndpointRow, health))?;
+        let [refused, unreachable, timed_out, unanswered] = words(self.failures, *id, 0)?;
         Ok(BackendCounts {
             connects,
             state: HealthState(state),
@@ -107,7 +110,8 @@ impl KernelHealth {
             .collect()
     }
     pub fn service(&self) -> Result<ServiceCounts> {
-        let [_, _, refused, all_ejected, ejections] = words(self.services, self.service)?;
+        let counts = offset_of!(ServiceRow, health) + offset_of!(ServiceHealthRow, refused);
+        let [refused, all_ejected, ejections] = words(self.services, self.service, counts)?;
         Ok(ServiceCounts {
             refused,
             all_ejected,
@@ -116,13 +120,19 @@ impl KernelHealth {
     }
 }
 
-/// The first words of an array's row.
-fn words<const N: usize>(map: u32, index: u32) -> Result<[u64; N]> {
+/// Words of an array's row, from so many bytes on.
+fn words<const N: usize>(map: u32, index: u32, from: usize) -> Result<[u64; N]> {
     let row = map_row(map, &index.to_ne_bytes())?;
     let (words, _) = row.as_chunks::<8>();
     let words: Vec<u64> = words.iter().map(|word| u64::from_ne_bytes(*word)).collect();
     words
-        .first_chunk()
-        .copied()
+        .get(from / 8..)
+        .and_then(|words| words.first_chunk().copied())
         .with_context(|| format!("map {map} has rows of {} bytes", row.len()))
+}
+
+/// The connects in a backend's row.
+pub(crate) fn connects_of(map: u32, backend: u32) -> Result<u64> {
+    const _: () = assert!(offset_of!(BackendHealthRow, connects) == 0);
+    words(map, backend, offset_of!(EndpointRow, health)).map(|[connects]| connects)
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use crate::kernel::{bpftool, map_row};
+use crate::health::connects_of;
+use crate::kernel::bpftool;
 use crate::lab::Node;
 use crate::wait::wait_for;
 
@@ -255,7 +256,7 @@ impl Node<'_> {
     }
     /// Begins to count the connects of a service's frontend. No connect may be under way, here and at [`Self::counted`].
     pub fn count_from_here(&self, frontend: &Frontend) -> Result<KernelCounts> {
-        let map = self.map_id("backend_health")?;
+        let map = self.map_id("backends")?;
         let now = self.frontend(
             &frontend.service,
             frontend.port,
@@ -317,11 +318,4 @@ const SOON: Duration = Duration::from_secs(15);
 
 fn number(json: &serde_json::Value) -> Option<u32> {
     json.as_u64().and_then(|number| u32::try_from(number).ok())
-}
-
-/// The connects in a row of `backend_health`, read from the kernel.
-fn connects_of(map: u32, backend: u32) -> Result<u64> {
-    let row = map_row(map, &backend.to_ne_bytes())?;
-    let connects = row.get(..8).context("a row without connects")?;
-    Ok(u64::from_ne_bytes(connects.try_into()?))
 }

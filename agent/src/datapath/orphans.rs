@@ -53,11 +53,11 @@ impl Orphans {
     /// If the kernel does not give one of the maps.
     pub fn open(datapath: &Datapath) -> Result<Self, DatapathError> {
         Ok(Self {
-            sockets: datapath.array("sockets")?,
+            sockets: datapath.array()?,
             spilled: datapath.hash("sockets_spilled", "")?,
             frontends4: datapath.hash("frontends4", "")?,
             frontends6: datapath.hash("frontends6", "")?,
-            backends: datapath.array("backends")?,
+            backends: datapath.array()?,
         })
     }
 

@@ -130,13 +130,10 @@ impl LoadPlan {
             version("clients", None),
             version("frontends4", Some(frontends)),
             version("frontends6", Some(frontends)),
-            version("rings", Some(services)),
+            version("services", Some(services)),
             version("slots", Some(ring_slots)),
             version("backends", Some(backends)),
-            version("backend_health", Some(backends)),
             version("backend_failures", Some(backends)),
-            version("service_health", Some(services)),
-            version("service_limits", Some(services)),
             version("watches", None),
             version("affinity", Some(affinity)),
             version("events", None),
@@ -256,9 +253,9 @@ mod tests {
             plan.version_dir,
             Path::new(&format!("/b/v{ABI_VERSION}-16-32-64-128"))
         );
-        let rings = plan.maps.iter().find(|map| map.name == "rings").unwrap();
+        let rows = plan.maps.iter().find(|map| map.name == "services").unwrap();
         assert_eq!(
-            (rings.max_entries, rings.lifetime),
+            (rows.max_entries, rows.lifetime),
             (Some(16), Lifetime::Version)
         );
         let sockets = plan.maps.iter().find(|map| map.name == "sockets").unwrap();

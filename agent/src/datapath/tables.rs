@@ -3,10 +3,16 @@
 use std::fs;
 use std::io;
 use std::marker::PhantomData;
+use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use isthmus_abi::{
+    BackendFailuresRow, BackendHealthRow, BackendRow, EndpointRow, Ring, ServiceHealthRow,
+    ServiceLimitsRow, ServiceRow, Slot, SocketRow,
+};
 use isthmus_core::table::{TableBackend, TableError};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -130,34 +136,59 @@ fn refused(table: &'static str, operation: &'static str, error: &io::Error) -> T
     }
 }
 
-/// A BPF array, mapped into this process (`BPF_F_MMAPABLE`): a write is a store.
-///
-/// Rows are made of 64-bit words, each stored whole, the last one last: a reader that finds a row's last word
-/// complete finds all of it.
+/// A row of an array, or a part of one that has a writer and a purpose of its own.
+pub trait Part: IntoBytes + FromBytes + Immutable {
+    /// The array's name.
+    const MAP: &'static str;
+    /// Size of the whole row, in bytes.
+    const ROW: usize;
+    /// Where the part begins, in bytes.
+    const OFFSET: usize;
+}
+
+macro_rules! parts {
+    ($($part:ty: $map:literal, $row:ty $(, $field:ident)?;)*) => {
+        $(impl Part for $part {
+            const MAP: &'static str = $map;
+            const ROW: usize = size_of::<$row>();
+            const OFFSET: usize = 0 $(+ offset_of!($row, $field))?;
+        })*
+    };
+}
+
+parts! {
+    Ring: "services", ServiceRow, ring;
+    ServiceHealthRow: "services", ServiceRow, health;
+    ServiceLimitsRow: "services", ServiceRow, limits;
+    Slot: "slots", Slot;
+    BackendRow: "backends", EndpointRow, backend;
+    BackendHealthRow: "backends", EndpointRow, health;
+    BackendFailuresRow: "backend_failures", BackendFailuresRow;
+    SocketRow: "sockets", SocketRow;
+}
+
+/// The memory of a BPF array (`BPF_F_MMAPABLE`), shared with the kernel: once in this process, however many look at it.
 #[derive(Debug)]
-pub struct MappedArray<V> {
-    rows: NonNull<AtomicU64>,
+pub(super) struct Mapping {
+    words: NonNull<AtomicU64>,
     bytes: usize,
-    name: &'static str,
     capacity: u32,
-    kind: PhantomData<fn() -> V>,
+    /// Bytes of a row.
+    row: usize,
 }
 
 // SAFETY: the memory is shared with the kernel anyway; every access is an atomic one.
-unsafe impl<V> Send for MappedArray<V> {}
+unsafe impl Send for Mapping {}
 // SAFETY: as above.
-unsafe impl<V> Sync for MappedArray<V> {}
+unsafe impl Sync for Mapping {}
 
-impl<V> MappedArray<V> {
-    const WORDS: usize = size_of::<V>() / 8;
-
+impl Mapping {
     /// # Errors
-    /// If the map is not an array of rows of `V`'s size, or the kernel does not map it.
-    pub fn new(map: &OwnedFd, name: &'static str) -> io::Result<Self> {
-        const { assert!(size_of::<V>().is_multiple_of(8) && size_of::<V>() > 0) };
+    /// If the map is not an array, or the kernel does not map it.
+    pub(super) fn new(map: &OwnedFd) -> io::Result<Self> {
         let info = sys::map_info(map.as_fd())?;
-        check_size(name, info.value_size, size_of::<V>())?;
-        let bytes = info.max_entries as usize * size_of::<V>();
+        let row = info.value_size as usize;
+        let bytes = info.max_entries as usize * row;
         // SAFETY: a new mapping of a descriptor; the kernel checks length and rights.
         let address = unsafe {
             libc::mmap(
@@ -172,36 +203,66 @@ impl<V> MappedArray<V> {
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let rows = NonNull::new(address.cast())
+        let words = NonNull::new(address.cast())
             .ok_or_else(|| io::Error::other("mmap returned address 0"))?;
         Ok(Self {
-            rows,
+            words,
             bytes,
-            name,
             capacity: info.max_entries,
+            row,
+        })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, not used after this. It can only fail for a wrong argument.
+        unsafe { libc::munmap(self.words.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// A BPF array, or a part of each of its rows, mapped into this process: a write is a store.
+///
+/// Rows are made of 64-bit words, each stored whole, the last one last: a reader that finds a row's last word
+/// complete finds all of it.
+#[derive(Debug)]
+pub struct MappedArray<V> {
+    mapping: Arc<Mapping>,
+    kind: PhantomData<fn() -> V>,
+}
+
+impl<V: Part> MappedArray<V> {
+    const WORDS: usize = size_of::<V>() / 8;
+
+    /// # Errors
+    /// If the array's rows are not those that `V` is a part of, by size.
+    pub(super) fn new(mapping: Arc<Mapping>) -> io::Result<Self> {
+        const {
+            assert!(size_of::<V>().is_multiple_of(8) && size_of::<V>() > 0);
+            assert!(V::OFFSET.is_multiple_of(8) && V::OFFSET + size_of::<V>() <= V::ROW);
+            assert!(V::ROW.is_multiple_of(8));
+        };
+        check_size(
+            V::MAP,
+            u32::try_from(mapping.row).unwrap_or(u32::MAX),
+            V::ROW,
+        )?;
+        Ok(Self {
+            mapping,
             kind: PhantomData,
         })
     }
 
-    /// The words of row `index`.
+    /// The words of the part in row `index`.
     fn words(&self, index: u32) -> &[AtomicU64] {
-        assert!(
-            index < self.capacity,
-            "row {index} of {} in {}",
-            self.capacity,
-            self.name
-        );
-        // SAFETY: the mapping holds `capacity` rows of `WORDS` words, page-aligned, for as long as `self` lives.
-        unsafe {
-            std::slice::from_raw_parts(
-                self.rows.as_ptr().add(index as usize * Self::WORDS),
-                Self::WORDS,
-            )
-        }
+        let capacity = self.mapping.capacity;
+        assert!(index < capacity, "row {index} of {capacity} in {}", V::MAP);
+        let first = (index as usize * V::ROW + V::OFFSET) / 8;
+        // SAFETY: the mapping holds `capacity` rows of `V::ROW` bytes, page-aligned, for as long as `self` lives; the part ends
+        // before its row does.
+        unsafe { std::slice::from_raw_parts(self.mapping.words.as_ptr().add(first), Self::WORDS) }
     }
-}
 
-impl<V: IntoBytes + FromBytes + Immutable> MappedArray<V> {
     /// Row `index`, which must be below the capacity.
     #[must_use]
     pub fn get(&self, index: u32) -> V {
@@ -224,20 +285,13 @@ impl<V: IntoBytes + FromBytes + Immutable> MappedArray<V> {
     }
 }
 
-impl<V> Drop for MappedArray<V> {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, not used after this. It can only fail for a wrong argument.
-        unsafe { libc::munmap(self.rows.as_ptr().cast(), self.bytes) };
-    }
-}
-
-impl<V: IntoBytes + FromBytes + Immutable> TableBackend<u32, V> for MappedArray<V> {
+impl<V: Part> TableBackend<u32, V> for MappedArray<V> {
     fn name(&self) -> &'static str {
-        self.name
+        V::MAP
     }
 
     fn capacity(&self) -> u32 {
-        self.capacity
+        self.mapping.capacity
     }
 
     fn put(&mut self, key: u32, value: V) -> Result<(), TableError> {
@@ -251,7 +305,7 @@ impl<V: IntoBytes + FromBytes + Immutable> TableBackend<u32, V> for MappedArray<
     }
 
     fn for_each(&self, visit: &mut dyn FnMut(u32, V)) -> Result<(), TableError> {
-        for index in 0..self.capacity {
+        for index in 0..self.mapping.capacity {
             if self
                 .words(index)
                 .iter()

@@ -16,9 +16,9 @@ pub(super) struct KernelRows {
 impl KernelRows {
     pub(super) fn new(datapath: &Datapath) -> Result<Self, DatapathError> {
         Ok(Self {
-            service_health: datapath.array("service_health")?,
-            backends: datapath.array("backends")?,
-            failures: datapath.array("backend_failures")?,
+            service_health: datapath.array()?,
+            backends: datapath.array()?,
+            failures: datapath.array()?,
         })
     }
 

@@ -30,7 +30,7 @@ pub(crate) struct HealthRows {
 pub(crate) struct HealthRow {
     pub(crate) connects: u64,
     pub(crate) state: HealthState,
-    pub(crate) standing: u32,
+    pub(crate) closed: u32,
     pub(crate) failures: BackendFailuresRow,
 }
 
@@ -44,8 +44,8 @@ impl HealthRow {
 impl HealthRows {
     pub(crate) fn open(datapath: &Datapath) -> Result<Self, DatapathError> {
         Ok(Self {
-            health: datapath.array("backend_health")?,
-            failures: datapath.array("backend_failures")?,
+            health: datapath.array()?,
+            failures: datapath.array()?,
             nanoseconds: clock(),
         })
     }
@@ -55,7 +55,7 @@ impl HealthRows {
         HealthRow {
             connects: health.connects,
             state: HealthState(health.state),
-            standing: standing(health.standing, self.nanoseconds),
+            closed: closed(&health, self.now()),
             failures: self.failures.get(id),
         }
     }
@@ -134,9 +134,9 @@ pub(super) fn run(word: u64) -> (u32, u32) {
 }
 
 /// Clients to which a backend is closed at `now`, in ticks.
-pub(super) fn closed(failures: &BackendFailuresRow, now: u64) -> u32 {
-    if now < failures.closed_until {
-        (failures.closed & MARKS).count_ones()
+fn closed(health: &BackendHealthRow, now: u64) -> u32 {
+    if now < health.closed_until {
+        (health.closed & MARKS).count_ones()
     } else {
         0
     }
@@ -184,7 +184,7 @@ impl View {
                 });
             }
         })?;
-        let services = datapath.array::<ServiceHealthRow>("service_health")?;
+        let services = datapath.array::<ServiceHealthRow>()?;
         for service in published.ports.keys() {
             let row = services.get(*service);
             health.ejections += row.ejected_total;

@@ -11,7 +11,7 @@ use isthmus_core::table::TableBackend;
 use isthmus_proto::node::v1 as pb;
 
 use super::View;
-use super::health::{HealthRow, HealthRows, closed, failure_counts, run, standing};
+use super::health::{HealthRow, HealthRows, failure_counts, run, standing};
 use crate::api::ViewError;
 use crate::datapath::{Datapath, DatapathError, MappedArray, clock};
 
@@ -54,8 +54,8 @@ fn services(
     frontends: &[pb::LbFrontend],
     rings: &[pb::LbRing],
 ) -> Result<Vec<pb::LbService>, DatapathError> {
-    let health = datapath.array::<ServiceHealthRow>("service_health")?;
-    let limits = datapath.array::<ServiceLimitsRow>("service_limits")?;
+    let health = datapath.array::<ServiceHealthRow>()?;
+    let limits = datapath.array::<ServiceLimitsRow>()?;
     let now = clock();
     // The row of an address alone names no service.
     let named = frontends.iter().map(|row| row.service);
@@ -130,17 +130,15 @@ fn frontends(datapath: &Datapath) -> Result<Vec<pb::LbFrontend>, DatapathError> 
 }
 
 fn rings(datapath: &Datapath) -> Result<Vec<pb::LbRing>, DatapathError> {
-    let slots = datapath.array::<Slot>("slots")?;
+    let slots = datapath.array::<Slot>()?;
     let mut rows = Vec::new();
-    datapath
-        .array::<Ring>("rings")?
-        .for_each(&mut |service, ring| {
-            rows.push(pb::LbRing {
-                service,
-                word: ring.0,
-                slots: span(&slots, ring),
-            });
-        })?;
+    datapath.array::<Ring>()?.for_each(&mut |service, ring| {
+        rows.push(pb::LbRing {
+            service,
+            word: ring.0,
+            slots: span(&slots, ring),
+        });
+    })?;
     Ok(rows)
 }
 
@@ -178,14 +176,13 @@ fn backends(datapath: &Datapath, health: &HealthRows) -> Result<Vec<pb::LbBacken
             generation: row.generation,
             connects: health_row.connects,
             health_word: health_row.state.0,
-            standing: health_row.standing,
             failures: Some(failure_counts(
                 &health_row.failures,
                 &BackendFailuresRow::default(),
             )),
             score,
             accusers,
-            closed: closed(&health_row.failures, health.now()),
+            closed: health_row.closed,
         });
     })?;
     Ok(rows)
@@ -195,13 +192,11 @@ pub(crate) fn each_backend(
     datapath: &Datapath,
     visit: &mut dyn FnMut(u32, BackendRow),
 ) -> Result<(), DatapathError> {
-    datapath
-        .array::<BackendRow>("backends")?
-        .for_each(&mut |id, row| {
-            if row.state != backend_state::FREE {
-                visit(id, row);
-            }
-        })?;
+    datapath.array::<BackendRow>()?.for_each(&mut |id, row| {
+        if row.state != backend_state::FREE {
+            visit(id, row);
+        }
+    })?;
     Ok(())
 }
 

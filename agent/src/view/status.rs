@@ -166,12 +166,11 @@ fn program(hook: &Hook, published: &Published) -> pb::Program {
 fn usage(map: &MapUse, published: &Published) -> pb::MapUsage {
     let counts = &published.counts;
     let (entries, flag) = match map.name {
-        "rings" => (Some(counts.services), "--lb-services-max"),
+        "services" => (Some(counts.services), "--lb-services-max"),
         "frontends4" | "frontends6" => (None, "--lb-services-max"),
         "slots" => (Some(counts.ring_slots), "--lb-ring-slots-max"),
         "backends" => (Some(counts.backends), "--lb-backends-max"),
-        "backend_health" | "backend_failures" => (None, "--lb-backends-max"),
-        "service_health" | "service_limits" => (None, "--lb-services-max"),
+        "backend_failures" => (None, "--lb-backends-max"),
         _ => (None, ""),
     };
     pb::MapUsage {

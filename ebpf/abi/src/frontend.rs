@@ -84,7 +84,7 @@ pub struct Frontend6Key {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct FrontendValue {
-    /// Index into `rings`.
+    /// Index into `services`.
     pub service: u32,
     pub reserved: u32,
 }

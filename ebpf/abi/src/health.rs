@@ -137,7 +137,7 @@ impl HealthState {
     }
 }
 
-/// Value of `backend_health`, indexed by backend id: what a draw looks at.
+/// What is held against a backend, and what a draw looks at.
 #[repr(C)]
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -147,8 +147,10 @@ pub struct BackendHealthRow {
     pub connects: u64,
     /// A [`HealthState`].
     pub state: u64,
-    /// Clients seen established there, [`Standing`] by the epoch's lowest bit.
-    pub standing: [u64; 2],
+    /// Marks of clients to which it is closed until `closed_until`.
+    pub closed: u64,
+    /// In ticks.
+    pub closed_until: u64,
 }
 
 /// Value of `backend_failures`, indexed by backend id: touched when a connect fails, and while the backend is suspect.
@@ -169,13 +171,9 @@ pub struct BackendFailuresRow {
     pub run: u64,
     /// Marks of clients that it failed once since their last verified success there.
     pub doubted: u64,
-    /// Marks of clients to which it is closed until `closed_until`.
-    pub closed: u64,
-    /// In ticks.
-    pub closed_until: u64,
 }
 
-/// Value of `service_health`, indexed by service.
+/// What programs count of a service, and who stands there.
 #[repr(C)]
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -191,7 +189,7 @@ pub struct ServiceHealthRow {
     pub ejected_total: u64,
 }
 
-/// Value of `service_limits`, indexed by service: written by the agent.
+/// What the agent lets programs do at a service.
 #[repr(C)]
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -243,7 +241,7 @@ pub const fn watch_slot(mark: u32, service: u32) -> u32 {
 
 const _: () = {
     assert!(size_of::<BackendHealthRow>() == 32);
-    assert!(size_of::<BackendFailuresRow>() == 64);
+    assert!(size_of::<BackendFailuresRow>() == 48);
     assert!(size_of::<ServiceHealthRow>() == 40);
     assert!(size_of::<ServiceLimitsRow>() == 16);
     assert!(size_of::<WatchRow>() == 48);

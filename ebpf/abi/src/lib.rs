@@ -1,11 +1,13 @@
 //! What the eBPF programs and user space agree on: every map's key and value, the reasons of refusals, the limits.
 //!
 //! Rules. Layouts are `repr(C)`, integers only, padding is written out, and sizes are asserted when this compiles.
-//! Addresses and ports are in network order, in types that say so. A row has one writer: maps that programs write
-//! (`backend_health`, `backend_failures`, `service_health`, `watches`, `affinity`, `counters`, `sockets`, `sockets_spilled`, `flows`) are never written by the agent while a program can
-//! reach the row, and the others are never written by a program.
+//! Addresses and ports are in network order, in types that say so. A row, or each named part of one, has one writer: what programs
+//! write ([`BackendHealthRow`], [`BackendFailuresRow`], [`ServiceHealthRow`], and the rows of `watches`, `affinity`, `counters`,
+//! `sockets`, `sockets_spilled` and `flows`) is never written by the agent while a program can reach the row, and the rest is never
+//! written by a program.
 //!
-//! A draw goes `frontends` → `rings[service]` → `slots[span + draw]` → `backends[slot.backend]`.
+//! A draw goes `frontends` → `services[service]` → `slots[span + draw]` → `backends[slot.backend]`: a cache line each but for the
+//! first, which is a hash.
 #![no_std]
 
 mod affinity;
@@ -26,13 +28,13 @@ pub use health::{
     ServiceHealthRow, ServiceLimitsRow, Standing, TICK_SHIFT, WATCHES_PER_CLIENT, WatchRow,
     client_mark, health_kind, service_flags, ticks, watch_slot,
 };
-pub use ring::{BackendRow, Ring, Slot, TierHead, backend_state};
+pub use ring::{BackendRow, EndpointRow, Ring, ServiceRow, Slot, TierHead, backend_state};
 pub use settings::{CIDRS_MAX, Cidr4, Cidr6, ClientWord, Counter, Refusal, Settings, client};
 pub use socket::{SOCKET_SLOTS, SOCKET_VERSION, SocketRow, SpillKey, socket_slot, socket_tag};
 
 /// Names a layout of all maps but `sockets`, `sockets_spilled` and `flows`. Any change to a key, a value or a meaning in this
 /// crate raises it; an agent adopts maps of its own version only, and fills new ones beside those of another.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// How often a draw that met a slot of another service starts again from the ring. Such a slot is seen only by a program
 /// that was interrupted while its ring moved; one retry finds the new ring, the others are for a storm of changes.

@@ -5,10 +5,9 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::NetPort;
+use crate::{BackendHealthRow, NetPort, ServiceHealthRow, ServiceLimitsRow};
 
-/// Value of `rings`, indexed by service: where the service's span lies. One aligned 64-bit word, so a reader sees the
-/// old ring or the new one, never a mixture.
+/// Where a service's span lies. One aligned 64-bit word, so a reader sees the old ring or the new one, never a mixture.
 ///
 /// A span of `tiers` tiers starts with `tiers - 1` [`TierHead`]s, those of the second tier and on; the first tier's
 /// slots follow at once. The commonest ring, of one tier, has no head at all. `Ring::EMPTY` has no tier.
@@ -70,11 +69,12 @@ impl Ring {
     pub const fn is_empty(self) -> bool {
         self.len() == 0
     }
-    /// Index of the first tier's first slot.
+    /// Index of the first tier's first slot; of a ring that has one.
     #[must_use]
     pub const fn first(self) -> u32 {
-        self.span()
-            .wrapping_add((self.tiers() as u32).saturating_sub(1))
+        // No branch: it would be one more way for the verifier to walk all that follows a draw.
+        let heads = self.tiers().wrapping_sub(1) & Self::TIERS_MASK;
+        self.span().wrapping_add(heads as u32)
     }
 }
 
@@ -138,8 +138,8 @@ pub mod backend_state {
     pub const LIVE: u8 = 1;
 }
 
-/// Value of `backends`, indexed by backend id: one endpoint of one service. But for `state` it never changes while a
-/// slot names it, so that a program can read it without a lock.
+/// One endpoint of one service. But for `state` it never changes while a slot names it, so that a program can read it without a
+/// lock.
 #[repr(C)]
 #[derive(
     Clone, Copy, PartialEq, Eq, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -167,7 +167,30 @@ impl BackendRow {
     }
 }
 
+/// Value of `services`, indexed by service: all that a draw, and health at a draw, need of it, on one cache line. Its parts have
+/// a writer each.
+#[repr(C)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct ServiceRow {
+    pub ring: Ring,
+    pub health: ServiceHealthRow,
+    pub limits: ServiceLimitsRow,
+}
+
+/// Value of `backends`, indexed by backend id: what a draw reads and counts, on one cache line. Its parts have a writer each.
+#[repr(C)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct EndpointRow {
+    pub backend: BackendRow,
+    pub health: BackendHealthRow,
+}
+
 const _: () = {
+    assert!(size_of::<ServiceRow>() == 64 && size_of::<EndpointRow>() == 64);
     assert!(size_of::<Ring>() == 8 && align_of::<Ring>() == 8);
     assert!(size_of::<Slot>() == 8 && align_of::<Slot>() == 8);
     assert!(size_of::<TierHead>() == 8);

@@ -65,6 +65,16 @@ pub const fn standing(words: [u64; 2], epoch: u64) -> u64 {
     Standing(words[(epoch & 1) as usize]).of(epoch) | Standing(words[(last & 1) as usize]).of(last)
 }
 
+/// What makes a draw ask health first; 0 if nothing is held against the backend, and the client of `mark` stands at the service
+/// by its word of this `epoch`. One number and no branch: each would be one more way for the verifier to walk all that follows.
+#[inline(always)]
+#[must_use]
+pub const fn doubts(state: HealthState, standing: Standing, epoch: u64, mark: u32) -> u64 {
+    let bit = 1 << mark;
+    let stands = Standing::new(epoch, bit).0;
+    state.0 | (standing.0 ^ stands) & (!MARKS | bit)
+}
+
 /// Whether this client's failures count, and whether it may try an ejected backend: it stands, or nobody does and there
 /// is no one better to ask.
 #[inline(always)]
@@ -224,6 +234,34 @@ mod tests {
             A | B
         );
         assert_eq!(standing([0, 0], 3), 0);
+    }
+
+    #[test]
+    fn nothing_is_doubted_of_a_healthy_backend_by_who_stands_in_this_epoch() {
+        let (healthy, mark) = (HealthState::HEALTHY, 55);
+        for (name, state, standing, epoch, plain) in [
+            ("stands", healthy, Standing::new(8, A | B), 8, true),
+            ("alone", healthy, Standing::new(8, B), 8, true),
+            ("another stands", healthy, Standing::new(8, A), 8, false),
+            (
+                "stood in an earlier epoch",
+                healthy,
+                Standing::new(6, B),
+                8,
+                false,
+            ),
+            ("nobody", healthy, Standing::default(), 8, false),
+            ("in epoch 0 too", healthy, Standing::default(), 0, false),
+            (
+                "suspect",
+                HealthState::suspect(1),
+                Standing::new(8, B),
+                8,
+                false,
+            ),
+        ] {
+            assert_eq!(doubts(state, standing, epoch, mark) == 0, plain, "{name}");
+        }
     }
 
     #[test]

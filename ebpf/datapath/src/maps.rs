@@ -1,15 +1,17 @@
 //! The maps, by the names under which they are pinned. Sizes here are the defaults; the loader sets those of the flags.
 
-use core::ptr::{addr_of, read_volatile};
+use core::ptr::{addr_of, addr_of_mut, read_volatile};
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use isthmus_abi::{
     ABI_VERSION, AffinityKey, AffinityRow, BackendFailuresRow, BackendHealthRow, BackendRow,
-    CLIENT_MARKS, ClientWord, Counter, EVENTS_BYTES, FlowKey, FlowRow, Frontend4Key, Frontend6Key,
-    FrontendValue, Ring, SOCKET_SLOTS, ServiceHealthRow, ServiceLimitsRow, Settings, Slot,
-    SocketRow, SpillKey, WATCHES_PER_CLIENT, WatchRow,
+    CLIENT_MARKS, ClientWord, Counter, EVENTS_BYTES, EndpointRow, FlowKey, FlowRow, Frontend4Key,
+    Frontend6Key, FrontendValue, Ring, SOCKET_SLOTS, ServiceHealthRow, ServiceLimitsRow,
+    ServiceRow, Settings, Slot, SocketRow, SpillKey, WATCHES_PER_CLIENT, WatchRow,
 };
+
+use crate::atomic;
 
 /// Lets user space map an array into its memory (`BPF_F_MMAPABLE`), and puts its first row on a page's start.
 const MMAPABLE: u32 = 1 << 10;
@@ -26,26 +28,17 @@ pub static FRONTENDS4: HashMap<Frontend4Key, FrontendValue> = HashMap::with_max_
 #[map(name = "frontends6")]
 pub static FRONTENDS6: HashMap<Frontend6Key, FrontendValue> = HashMap::with_max_entries(65536, 0);
 
-#[map(name = "rings")]
-pub static RINGS: Array<Ring> = Array::with_max_entries(65536, MMAPABLE);
+#[map(name = "services")]
+static SERVICES: Array<ServiceRow> = Array::with_max_entries(65536, MMAPABLE);
 
 #[map(name = "slots")]
 pub static SLOTS: Array<Slot> = Array::with_max_entries(262_144, MMAPABLE);
 
 #[map(name = "backends")]
-pub static BACKENDS: Array<BackendRow> = Array::with_max_entries(65536, MMAPABLE);
-
-#[map(name = "backend_health")]
-pub static BACKEND_HEALTH: Array<BackendHealthRow> = Array::with_max_entries(65536, MMAPABLE);
+static BACKENDS: Array<EndpointRow> = Array::with_max_entries(65536, MMAPABLE);
 
 #[map(name = "backend_failures")]
 pub static BACKEND_FAILURES: Array<BackendFailuresRow> = Array::with_max_entries(65536, MMAPABLE);
-
-#[map(name = "service_health")]
-pub static SERVICE_HEALTH: Array<ServiceHealthRow> = Array::with_max_entries(65536, MMAPABLE);
-
-#[map(name = "service_limits")]
-pub static SERVICE_LIMITS: Array<ServiceLimitsRow> = Array::with_max_entries(65536, MMAPABLE);
 
 #[map(name = "watches")]
 pub static WATCHES: Array<WatchRow> = Array::with_max_entries(CLIENT_MARKS * WATCHES_PER_CLIENT, 0);
@@ -73,12 +66,50 @@ pub static SOCKETS_SPILLED: LruHashMap<SpillKey, SocketRow> =
 #[map(name = "flows")]
 pub static FLOWS: LruHashMap<FlowKey, FlowRow> = LruHashMap::with_max_entries(32768, 0);
 
+/// Where a service's ring is told: one aligned word, written whole.
+#[inline(always)]
+pub fn ring_at(service: u32) -> Option<*const Ring> {
+    // SAFETY: a part of a row inside the map.
+    SERVICES
+        .get_ptr(service)
+        .map(|row| unsafe { addr_of!((*row).ring) })
+}
+
+#[inline(always)]
+pub fn service_health_at(service: u32) -> Option<*mut ServiceHealthRow> {
+    // SAFETY: as above.
+    SERVICES
+        .get_ptr_mut(service)
+        .map(|row| unsafe { addr_of_mut!((*row).health) })
+}
+
+#[inline(always)]
+pub fn service_limits_at(service: u32) -> Option<&'static ServiceLimitsRow> {
+    SERVICES.get(service).map(|row| &row.limits)
+}
+
+#[inline(always)]
+pub fn backend_at(id: u32) -> Option<&'static BackendRow> {
+    // SAFETY: a part of a row inside the map, which does not change while a slot names it.
+    BACKENDS
+        .get_ptr(id)
+        .map(|row| unsafe { &*addr_of!((*row).backend) })
+}
+
+#[inline(always)]
+pub fn backend_health_at(id: u32) -> Option<*mut BackendHealthRow> {
+    // SAFETY: a part of a row inside the map.
+    BACKENDS
+        .get_ptr_mut(id)
+        .map(|row| unsafe { addr_of_mut!((*row).health) })
+}
+
 /// Adds one to a counter of this CPU.
 #[inline(always)]
 pub fn count(counter: Counter) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: a per-CPU row; programs of this kind do not interrupt each other on one CPU.
-        unsafe { *value += 1 };
+        // SAFETY: an aligned word of a map's row. Atomic, since a program may be put aside for another one on its CPU.
+        unsafe { atomic::add(value, 1) };
     }
 }
 

@@ -25,9 +25,10 @@ fn rows<'a>(list: &'a Value, kind: &str) -> &'a [Value] {
     rows
 }
 
+/// The first word of a row: of a service, its ring.
 fn word(node: Node<'_>, map: &str, index: u32) -> u64 {
     let row = map_row(node.map_id(map).unwrap(), &index.to_ne_bytes()).unwrap();
-    u64::from_ne_bytes(row.try_into().unwrap())
+    u64::from_ne_bytes(*row.first_chunk().unwrap())
 }
 
 /// Address, port in network order, scope and protocol in one word of the host's order.
@@ -69,7 +70,7 @@ fn the_list_is_what_the_maps_hold() {
 
     let mut drawn = std::collections::BTreeSet::new();
     for ring in rows(&list, "rings") {
-        let held = word(node, "rings", number(&ring["service"]));
+        let held = word(node, "services", number(&ring["service"]));
         assert_eq!(
             format!("{held:016x}"),
             ring["word"].as_str().unwrap().trim_start_matches("0x"),

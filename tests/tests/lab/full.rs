@@ -52,7 +52,7 @@ const CASES: [Case; 3] = [
             "--lb-backends-max=64",
             "--lb-ring-slots-max=256",
         ],
-        table: "rings",
+        table: "services",
         flag: "--lb-services-max",
         filler: idle,
         fit: 60,
@@ -205,7 +205,8 @@ fn fills_up_and_heals(case: &Case) {
 
     // Others go on: what was there, and what changes in it where it needs no room.
     expect_served(&mut before);
-    let mut filler = (case.table != "rings").then(|| requests_to(&lab, node, "production/busy-3"));
+    let mut filler =
+        (case.table != "services").then(|| requests_to(&lab, node, "production/busy-3"));
     if let Some(filler) = &mut filler {
         expect_served(filler);
     }

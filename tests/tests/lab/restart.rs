@@ -144,7 +144,7 @@ fn version(node: Node<'_>) -> (u32, Vec<String>) {
     let pins = std::fs::read_dir(node.plan().pins()).unwrap();
     let names = pins.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let versions = names.filter(|name| name.starts_with('v')).collect();
-    (node.map_id("rings").unwrap(), versions)
+    (node.map_id("services").unwrap(), versions)
 }
 
 /// Other maps than those of the defaults.

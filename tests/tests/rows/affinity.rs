@@ -131,9 +131,7 @@ impl Scene {
     }
     fn set_state(&self, world: &mut World, nth: usize, state: HealthState) -> anyhow::Result<()> {
         let id = self.service * 4 + u32::try_from(nth)?;
-        let rows = world
-            .datapath()
-            .array::<BackendHealthRow>("backend_health")?;
+        let rows = world.datapath().array::<BackendHealthRow>()?;
         let row = BackendHealthRow {
             state: state.0,
             ..rows.get(id)
@@ -142,9 +140,7 @@ impl Scene {
     }
     fn state(&self, world: &World, nth: usize) -> anyhow::Result<HealthState> {
         let id = self.service * 4 + u32::try_from(nth)?;
-        let rows = world
-            .datapath()
-            .array::<BackendHealthRow>("backend_health")?;
+        let rows = world.datapath().array::<BackendHealthRow>()?;
         Ok(HealthState(rows.get(id).state))
     }
     fn rows(&self, world: &World) -> anyhow::Result<Vec<(AffinityKey, AffinityRow)>> {
@@ -277,7 +273,7 @@ fn removed(world: &mut World, kind: Kind) -> anyhow::Result<()> {
     }
     scene.ring(world, Ring::new(SPAN, 1, 3))?;
     let id = scene.service * 4 + u32::try_from(first)?;
-    let row = world.datapath().array::<BackendRow>("backends")?.get(id);
+    let row = world.datapath().array::<BackendRow>()?.get(id);
     world.tables().backends.remove(id)?;
     let second = scene.connect(world)?;
     ensure!(second != first);
@@ -394,16 +390,6 @@ fn no_false_success(world: &mut World) -> anyhow::Result<()> {
     scene.stays(world, kept)?;
     let other = 3 - kept;
     scene.set_state(world, other, HealthState::suspect(1))?;
-    // It never succeeded: nobody stands there.
-    let id = scene.service * 4 + u32::try_from(other)?;
-    let rows = world
-        .datapath()
-        .array::<BackendHealthRow>("backend_health")?;
-    let row = BackendHealthRow {
-        standing: [0; 2],
-        ..rows.get(id)
-    };
-    world.tables().backend_health.put(id, row)?;
     scene.stays(world, kept)?;
     scene.stays(world, kept)?;
     let state = scene.state(world, other)?;

@@ -191,10 +191,7 @@ impl Scene {
     }
     fn backend_row(&self, world: &World, nth: usize) -> anyhow::Result<(u32, BackendRow)> {
         let id = self.client.kind.service() * 4 + u32::try_from(nth)?;
-        Ok((
-            id,
-            world.datapath().array::<BackendRow>("backends")?.get(id),
-        ))
+        Ok((id, world.datapath().array::<BackendRow>()?.get(id)))
     }
     /// Takes a backend out of the ring, and its row away, as a reconciler does.
     fn remove(&self, world: &mut World, nth: usize) -> anyhow::Result<()> {
@@ -369,7 +366,7 @@ fn other_id(world: &mut World, kind: Kind) -> anyhow::Result<()> {
     let (first, second) = (scene.ask()?, scene.ask_at(other)?);
     for service in [kind.service(), OTHER] {
         let mut rows = Vec::new();
-        let table = world.datapath().array::<BackendRow>("backends")?;
+        let table = world.datapath().array::<BackendRow>()?;
         for nth in 0..4 {
             rows.push(table.get(service * 4 + nth));
         }

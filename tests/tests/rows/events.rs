@@ -70,11 +70,7 @@ fn of(
 }
 
 fn generation(world: &World, id: u32) -> anyhow::Result<u32> {
-    Ok(world
-        .datapath()
-        .array::<BackendRow>("backends")?
-        .get(id)
-        .generation)
+    Ok(world.datapath().array::<BackendRow>()?.get(id).generation)
 }
 
 fn ejection(world: &mut World) -> anyhow::Result<()> {

@@ -132,9 +132,7 @@ impl Pair {
         self.service * 4 + which
     }
     fn health(&self, world: &World, which: u32) -> anyhow::Result<BackendHealthRow> {
-        let rows = world
-            .datapath()
-            .array::<BackendHealthRow>("backend_health")?;
+        let rows = world.datapath().array::<BackendHealthRow>()?;
         Ok(rows.get(self.id(which)))
     }
     pub(super) fn state(&self, world: &World, which: u32) -> anyhow::Result<HealthState> {
@@ -153,15 +151,11 @@ impl Pair {
         Ok(world.tables().backend_health.put(self.id(which), row)?)
     }
     fn failures(&self, world: &World, which: u32) -> anyhow::Result<BackendFailuresRow> {
-        let rows = world
-            .datapath()
-            .array::<BackendFailuresRow>("backend_failures")?;
+        let rows = world.datapath().array::<BackendFailuresRow>()?;
         Ok(rows.get(self.id(which)))
     }
     fn service_health(&self, world: &World) -> anyhow::Result<ServiceHealthRow> {
-        let rows = world
-            .datapath()
-            .array::<ServiceHealthRow>("service_health")?;
+        let rows = world.datapath().array::<ServiceHealthRow>()?;
         Ok(rows.get(self.service))
     }
     /// Connects once. The established socket, or the errno.
@@ -405,18 +399,14 @@ fn udp_refused(world: &mut World) -> anyhow::Result<()> {
         let answer = answer(&socket)?.and_then(|error| error.raw_os_error());
         ensure!(answer == Some(libc::ECONNREFUSED), "{answer:?}");
     }
-    let rows = world
-        .datapath()
-        .array::<BackendFailuresRow>("backend_failures")?;
+    let rows = world.datapath().array::<BackendFailuresRow>()?;
     // The error is the socket's a moment before the kernel reports it, perhaps on another CPU.
     let deadline = Instant::now() + Duration::from_secs(2);
     while rows.get(UDP4 * 4).refused < 5 && Instant::now() < deadline {
         std::thread::yield_now();
     }
     ensure!(rows.get(UDP4 * 4).refused == 5, "{:?}", rows.get(UDP4 * 4));
-    let rows = world
-        .datapath()
-        .array::<BackendHealthRow>("backend_health")?;
+    let rows = world.datapath().array::<BackendHealthRow>()?;
     ensure!(rows.get(UDP4 * 4).state == 0);
     Ok(())
 }
@@ -438,17 +428,12 @@ fn earlier_life(world: &mut World) -> anyhow::Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
     socket.connect(&SocketAddr::new(SERVICE4.into(), SERVICE_PORT).into())?;
     let id = UDP4 * 4;
-    let mut row = world
-        .datapath()
-        .array::<isthmus_abi::BackendRow>("backends")?
-        .get(id);
+    let mut row = world.datapath().array::<isthmus_abi::BackendRow>()?.get(id);
     row.generation += 1;
     world.tables().backends.put(id, row)?;
     socket.send(b"hello")?;
     ensure!(answer(&socket)?.is_some(), "nothing was refused");
-    let rows = world
-        .datapath()
-        .array::<BackendFailuresRow>("backend_failures")?;
+    let rows = world.datapath().array::<BackendFailuresRow>()?;
     ensure!(
         rows.get(id) == BackendFailuresRow::default(),
         "{:?}",

@@ -58,21 +58,21 @@ const RECORDED: [Recorded; 3] = [
         series: "6.1",
         counting: Counting::Sizes,
         walked: [
-            189, 219, 204, 226, 231, 6690, 3510, 10_610, 11_490, 6321, 6443,
+            189, 219, 204, 226, 231, 6226, 3265, 10_148, 11_056, 5973, 6071,
         ],
     },
     Recorded {
         series: "6.12",
         counting: Counting::Allocated { locks: 32 },
         walked: [
-            189, 219, 239, 364, 231, 6205, 2389, 10_087, 10_548, 7627, 7749,
+            189, 219, 239, 364, 231, 5552, 2070, 10_441, 10_899, 7560, 7654,
         ],
     },
     Recorded {
         series: "6.18",
         counting: Counting::Allocated { locks: 0 },
         walked: [
-            184, 214, 257, 376, 242, 6513, 2376, 10_638, 11_082, 8386, 8519,
+            184, 214, 257, 376, 242, 5876, 2100, 10_987, 11_499, 8377, 8510,
         ],
     },
 ];
@@ -109,16 +109,13 @@ const fn hash(name: &'static str, sizes: u64, allocated: u64, spare: u64) -> Mem
     }
 }
 
-const MEMORY: [Memory; 13] = [
+const MEMORY: [Memory; 10] = [
     hash("frontends4", 2_097_152, 10_486_656, 72),
     hash("frontends6", 4_194_304, 12_583_808, 88),
-    array("rings", 1_048_576, 528_384),
+    array("services", 4_718_592, 4_198_400),
     array("slots", 4_194_304, 2_101_248),
-    array("backends", 2_621_440, 2_101_248),
-    array("backend_health", 2_621_440, 2_101_248),
-    array("backend_failures", 4_718_592, 4_198_400),
-    array("service_health", 3_145_728, 2_625_536),
-    array("service_limits", 1_572_864, 1_052_672),
+    array("backends", 4_718_592, 4_198_400),
+    array("backend_failures", 3_670_016, 3_149_824),
     hash("affinity", 2_621_440, 6_816_640, 0),
     array("sockets", 4_718_592, 4_198_400),
     hash("sockets_spilled", 1_179_648, 2_229_120, 0),
@@ -142,21 +139,15 @@ impl Memory {
 const EACH: [(&str, &[&str], u32, u64); 4] = [
     (
         "lb-services-max",
-        &[
-            "frontends4",
-            "frontends6",
-            "rings",
-            "service_health",
-            "service_limits",
-        ],
+        &["frontends4", "frontends6", "services"],
         DEFAULTS.services,
         416,
     ),
     (
         "lb-backends-max",
-        &["backends", "backend_health", "backend_failures"],
+        &["backends", "backend_failures"],
         DEFAULTS.backends,
-        128,
+        112,
     ),
     ("lb-ring-slots-max", &["slots"], DEFAULTS.ring_slots, 8),
     ("lb-affinity-max", &["affinity"], DEFAULTS.affinity, 104),

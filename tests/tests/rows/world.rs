@@ -299,7 +299,7 @@ impl World {
     pub fn connects(&self, backend: u32) -> anyhow::Result<u64> {
         Ok(self
             .datapath()
-            .array::<BackendHealthRow>("backend_health")?
+            .array::<BackendHealthRow>()?
             .get(backend)
             .connects)
     }

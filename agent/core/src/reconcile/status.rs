@@ -156,7 +156,7 @@ impl Reconciler {
         })
     }
 
-    /// The index of a service port in `rings`, once it has one.
+    /// The index of a service port in `services`, once it has one.
     #[must_use]
     pub fn service_index(&self, name: &ObjectName, port: &PortKey) -> Option<u32> {
         let services = self

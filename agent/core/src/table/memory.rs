@@ -89,20 +89,20 @@ impl MemoryMaps {
             Write::Frontend6(key, value) => {
                 put_hash(&mut self.frontends6, "frontends6", capacity, key, value)
             }
-            Write::Ring(index, ring) => put_array(&mut self.rings, "rings", index, ring),
+            Write::Ring(index, ring) => put_array(&mut self.rings, "services", index, ring),
             Write::Slot(at, slot) => put_array(&mut self.slots, "slots", at, slot),
             Write::Backend(id, row) => put_array(&mut self.backends, "backends", id, row),
             Write::BackendHealth(id, row) => {
-                put_array(&mut self.backend_health, "backend_health", id, row)
+                put_array(&mut self.backend_health, "backends", id, row)
             }
             Write::BackendFailures(id, row) => {
                 put_array(&mut self.backend_failures, "backend_failures", id, row)
             }
             Write::ServiceHealth(index, row) => {
-                put_array(&mut self.service_health, "service_health", index, row)
+                put_array(&mut self.service_health, "services", index, row)
             }
             Write::ServiceLimits(index, row) => {
-                put_array(&mut self.service_limits, "service_limits", index, row)
+                put_array(&mut self.service_limits, "services", index, row)
             }
         }?;
         self.writes.push(write);
@@ -213,10 +213,10 @@ macro_rules! hash_table {
 }
 
 macro_rules! array_table {
-    ($value:ty, $field:ident, $write:ident, $size:ident) => {
+    ($value:ty, $field:ident, $write:ident, $size:ident, $name:literal) => {
         impl TableBackend<u32, $value> for MemoryTable {
             fn name(&self) -> &'static str {
-                stringify!($field)
+                $name
             }
             fn capacity(&self) -> u32 {
                 self.maps().sizes.$size
@@ -240,15 +240,34 @@ macro_rules! array_table {
 
 hash_table!(Frontend4Key, frontends4, Frontend4);
 hash_table!(Frontend6Key, frontends6, Frontend6);
-array_table!(Ring, rings, Ring, services);
-array_table!(Slot, slots, Slot, slots);
-array_table!(BackendRow, backends, Backend, backends);
-array_table!(BackendHealthRow, backend_health, BackendHealth, backends);
+array_table!(Ring, rings, Ring, services, "services");
+array_table!(Slot, slots, Slot, slots, "slots");
+array_table!(BackendRow, backends, Backend, backends, "backends");
+array_table!(
+    BackendHealthRow,
+    backend_health,
+    BackendHealth,
+    backends,
+    "backends"
+);
 array_table!(
     BackendFailuresRow,
     backend_failures,
     BackendFailures,
-    backends
+    backends,
+    "backend_failures"
 );
-array_table!(ServiceHealthRow, service_health, ServiceHealth, services);
-array_table!(ServiceLimitsRow, service_limits, ServiceLimits, services);
+array_table!(
+    ServiceHealthRow,
+    service_health,
+    ServiceHealth,
+    services,
+    "services"
+);
+array_table!(
+    ServiceLimitsRow,
+    service_limits,
+    ServiceLimits,
+    services,
+    "services"
+);

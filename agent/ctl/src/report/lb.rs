@@ -24,11 +24,11 @@ pub struct LoadBalancerMaps {
     pub node: Node,
     /// Rows of `frontends4` and `frontends6`.
     pub frontends: Vec<Frontend>,
-    /// Rows of `rings` that are not 0, with their rows of `slots`.
+    /// Rings of `services` that are not 0, with their rows of `slots`.
     pub rings: Vec<Ring>,
-    /// Rows of `backends` that are not free, with those of `backend_health` and `backend_failures`.
+    /// Rows of `backends` that are not free, with those of `backend_failures`.
     pub backends: Vec<Backend>,
-    /// Rows of `service_health` and `service_limits` of services that a ring or a frontend names.
+    /// What else `services` holds of those that a ring or a frontend names.
     pub services: Vec<Service>,
     /// Rows of `counters`, each summed over the CPUs.
     pub counters: Vec<Counter>,
@@ -45,14 +45,14 @@ pub struct Frontend {
     pub protocol: String,
     /// 0 is the node's own network; others are cluster ids.
     pub scope: u32,
-    /// Index into `rings`.
+    /// Index into `services`.
     pub service: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Ring {
-    /// Its index in `rings`.
+    /// Its index in `services`.
     pub service: u32,
     /// The row as it is: 16 hexadecimal digits.
     pub word: String,
@@ -93,7 +93,7 @@ pub struct Backend {
     pub port: u32,
     pub protocol: String,
     pub cluster_id: u32,
-    /// Index into `rings`.
+    /// Index into `services`.
     pub service: u32,
     /// Counts the lives of this id.
     pub generation: u32,
@@ -116,8 +116,6 @@ pub struct BackendHealth {
     pub doublings: u32,
     /// The client of a trial.
     pub client: Option<u32>,
-    /// Clients that were seen established there, in this epoch or the last.
-    pub standing: u32,
     /// Of this life.
     pub failures: Failures,
     /// What counts against it since the last verified success; 15 eject.
@@ -132,7 +130,7 @@ pub struct BackendHealth {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Service {
-    /// Its index in `rings`.
+    /// Its index in `services`.
     pub service: u32,
     /// Clients that were seen established at any of its backends, in this epoch or the last.
     pub standing: u32,
@@ -283,7 +281,6 @@ impl BackendHealth {
             time_seconds: (state != HealthState::Healthy).then(|| Seconds::new(time())),
             doublings: word.doublings(),
             client: (state == HealthState::Trial).then(|| word.mark()),
-            standing: row.standing,
             failures: row.failures.unwrap_or_default().into(),
             score: row.score,
             accusers: row.accusers,

@@ -14,7 +14,7 @@ use super::health;
 use super::pick::{Draw, Place};
 use super::search::{self, NOWHERE, Search};
 use crate::atomic;
-use crate::maps::{AFFINITY, BACKEND_HEALTH, BACKENDS, SERVICE_LIMITS, SLOTS, count};
+use crate::maps::{AFFINITY, SLOTS, backend_at, backend_health_at, count, service_limits_at};
 
 #[inline(always)]
 fn now() -> u64 {
@@ -35,7 +35,7 @@ fn key(ctx: &SockAddrContext, service: u32) -> AffinityKey {
 /// The client's row, if its time is not over and its backend lives.
 #[inline(always)]
 fn row_of(key: &AffinityKey, now: u64) -> Option<*mut AffinityRow> {
-    let limits = SERVICE_LIMITS.get(key.service)?;
+    let limits = service_limits_at(key.service)?;
     let lasts = (u64::from(limits.affinity_seconds) * 1_000_000_000) >> TICK_SHIFT;
     let row = AFFINITY.get_ptr_mut(key)?;
     // SAFETY: words of an element, which stays memory of this map. If it is another's by now, its backend is at worst
@@ -51,7 +51,7 @@ fn row_of(key: &AffinityKey, now: u64) -> Option<*mut AffinityRow> {
     if now.saturating_sub(used) > lasts {
         return None;
     }
-    let backend = BACKENDS.get(id)?;
+    let backend = backend_at(id)?;
     (backend.service == key.service
         && backend.state == backend_state::LIVE
         && backend.generation == generation)
@@ -128,7 +128,7 @@ pub fn settle(ctx: &SockAddrContext, service: u32, drawn: &Draw, picked: u32) ->
             }
         }
     }
-    let Some(backend) = BACKENDS.get(picked) else {
+    let Some(backend) = backend_at(picked) else {
         return picked;
     };
     let row = AffinityRow {
@@ -146,7 +146,7 @@ pub fn settle(ctx: &SockAddrContext, service: u32, drawn: &Draw, picked: u32) ->
 
 #[inline(always)]
 fn is_open(backend: u32, now: u64) -> bool {
-    let Some(health) = BACKEND_HEALTH.get_ptr(backend) else {
+    let Some(health) = backend_health_at(backend) else {
         return false;
     };
     // SAFETY: an aligned word of a map's row.

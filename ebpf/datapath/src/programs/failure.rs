@@ -15,7 +15,7 @@ use super::health::{self, Failure};
 use super::socket;
 use crate::atomic;
 use crate::kernel::Sock;
-use crate::maps::{BACKEND_FAILURES, BACKENDS};
+use crate::maps::{BACKEND_FAILURES, backend_at};
 
 const TCP: u16 = 6;
 const UDP: u16 = 17;
@@ -94,7 +94,7 @@ fn charge(row: *mut SocketRow, cause: FailureCause, once: u8) {
     // SAFETY: as above.
     unsafe { write_volatile(addr_of_mut!((*row).tag), tag | once) };
     // The id may be another backend's by now, or of the maps of another version.
-    let Some(backend) = BACKENDS.get(id) else {
+    let Some(backend) = backend_at(id) else {
         return;
     };
     let same = backend.service == service

@@ -18,7 +18,7 @@ use super::lookup::{Hit, Known};
 use super::pick::{Pick, Picked, note_refusal, pick};
 use super::search::{self, NOWHERE, Search};
 use super::socket::{self, Owner, Sent, own};
-use crate::maps::{BACKENDS, FLOWS, RINGS, count, opaque};
+use crate::maps::{FLOWS, backend_at, count, opaque, ring_at};
 
 /// A datagram to a service.
 struct Datagram<'a> {
@@ -133,7 +133,7 @@ fn kept(datagram: &Datagram, sent: &mut Sent) -> u32 {
 
 #[inline(never)]
 fn still_there(service: u32, sent: &Sent) -> u32 {
-    match BACKENDS.get(sent.id) {
+    match backend_at(sent.id) {
         Some(row) if is_at(row, service, &sent.address, sent.port as u16) => sent.id,
         _ => GONE,
     }
@@ -162,7 +162,7 @@ fn belongs_in_flows(datagram: &Datagram) -> u32 {
 #[inline(never)]
 fn search(datagram: &Datagram, sent: &Sent) -> u32 {
     let service = datagram.service;
-    let Some(ring) = RINGS.get_ptr(service) else {
+    let Some(ring) = ring_at(service) else {
         return NOWHERE;
     };
     // SAFETY: one aligned word, written whole.
@@ -179,7 +179,7 @@ fn keep(socket: *const c_void, datagram: &Datagram, id: u32) -> u32 {
         owner.mark_spilled();
         return put(owner.cookie, datagram.asked, datagram.port as u16, id);
     }
-    let Some(row) = BACKENDS.get(id) else {
+    let Some(row) = backend_at(id) else {
         return 0;
     };
     let picked = Picked {
@@ -198,7 +198,7 @@ fn keep(socket: *const c_void, datagram: &Datagram, id: u32) -> u32 {
 
 #[inline(never)]
 fn put(cookie: u64, asked: &[u32; 4], port: u16, id: u32) -> u32 {
-    let Some(backend) = BACKENDS.get(id) else {
+    let Some(backend) = backend_at(id) else {
         return 0;
     };
     let sent = Sent {

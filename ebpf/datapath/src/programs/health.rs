@@ -20,9 +20,7 @@ use isthmus_datapath::{Stance, has_vote, stance, standing};
 
 use crate::atomic;
 use crate::event::tell_seldom;
-use crate::maps::{
-    BACKEND_FAILURES, BACKEND_HEALTH, SERVICE_HEALTH, SERVICE_LIMITS, count, opaque,
-};
+use crate::maps::{backend_health_at, count, opaque, service_health_at, service_limits_at};
 
 use super::affinity::TRIAL;
 
@@ -123,7 +121,7 @@ fn change(health: *mut BackendHealthRow, seen: HealthState, new: HealthState) ->
 /// The clients that stand at the service.
 #[inline(always)]
 fn service_standing(service: u32, epoch: u64) -> u64 {
-    let Some(row) = SERVICE_HEALTH.get_ptr(service) else {
+    let Some(row) = service_health_at(service) else {
         return 0;
     };
     // SAFETY: aligned words of a map's row.
@@ -136,8 +134,8 @@ fn service_standing(service: u32, epoch: u64) -> u64 {
     standing(words, epoch)
 }
 
-/// Chooses when the drawn backend is not simply to be taken: the client does not stand there in this epoch, or the backend
-/// is not healthy. Returns a backend's id.
+/// Chooses when the drawn backend is not simply to be taken: the client does not stand at the service in this epoch, or the
+/// backend is not healthy. Returns a backend's id.
 #[inline(always)]
 pub fn choose(ctx: &SockAddrContext, request: &mut Request) -> u32 {
     review(request);
@@ -157,7 +155,7 @@ pub fn choose(ctx: &SockAddrContext, request: &mut Request) -> u32 {
 /// Whether the backend waits for its trial, and this client may be it, or for the end of one.
 #[inline(always)]
 pub fn may_try(ctx: &SockAddrContext, service: u32, backend: u32) -> bool {
-    let Some(health) = BACKEND_HEALTH.get_ptr(backend) else {
+    let Some(health) = backend_health_at(backend) else {
         return false;
     };
     let (now, epoch) = clock();
@@ -177,7 +175,7 @@ pub fn may_try(ctx: &SockAddrContext, service: u32, backend: u32) -> bool {
 #[inline(always)]
 fn fall_open(service: u32) {
     count(Counter::AllEjected);
-    if let Some(row) = SERVICE_HEALTH.get_ptr_mut(service) {
+    if let Some(row) = service_health_at(service) {
         // SAFETY: an aligned word of a map's row, changed by addition only.
         unsafe { atomic::add(addr_of_mut!((*row).all_ejected), 1) };
     }
@@ -187,11 +185,11 @@ fn fall_open(service: u32) {
 /// Whether the drawn backend may be taken, perhaps as its trial.
 #[inline(never)]
 fn may_take(request: &mut Request) -> bool {
-    let Some(health) = BACKEND_HEALTH.get_ptr_mut(request.drawn) else {
+    let Some(health) = backend_health_at(request.drawn) else {
         return true;
     };
     let state = state_of(health);
-    if let Some(limits) = SERVICE_LIMITS.get(request.service)
+    if let Some(limits) = service_limits_at(request.service)
         && limits.flags & service_flags::NO_PASSIVE_HEALTH != 0
     {
         return true;
@@ -207,12 +205,12 @@ fn may_take(request: &mut Request) -> bool {
 
 #[inline(always)]
 fn is_closed(backend: u32, bit: u64, now: u64) -> bool {
-    let Some(failures) = BACKEND_FAILURES.get_ptr(backend) else {
+    let Some(health) = backend_health_at(backend) else {
         return false;
     };
     // SAFETY: aligned words of a map's row.
     unsafe {
-        atomic::load(addr_of!((*failures).closed)) & bit != 0
-            && now < atomic::load(addr_of!((*failures).closed_until))
+        atomic::load(addr_of!((*health).closed)) & bit != 0
+            && now < atomic::load(addr_of!((*health).closed_until))
     }
 }

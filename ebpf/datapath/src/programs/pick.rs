@@ -7,17 +7,18 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32};
 use aya_ebpf::programs::SockAddrContext;
 use isthmus_abi::{
-    BackendRow, Counter, DRAW_TRIES, EPOCH_SHIFT, EventKind, NO_MARK, Refusal, Ring, ScopeProtocol,
-    Settings, Standing, client, client_mark,
+    BackendRow, Counter, DRAW_TRIES, EPOCH_SHIFT, EventKind, HealthState, NO_MARK, Refusal, Ring,
+    ScopeProtocol, Settings, Standing, client, client_mark,
 };
-use isthmus_datapath::{Drawn, draw, judge};
+use isthmus_datapath::{Drawn, doubts, draw, judge};
 
 use super::affinity;
 use super::health::{self, Request};
 use crate::atomic;
 use crate::event::tell_seldom;
 use crate::maps::{
-    BACKEND_HEALTH, BACKENDS, CLIENTS, RINGS, SERVICE_HEALTH, SETTINGS, SLOTS, count, opaque,
+    CLIENTS, SETTINGS, SLOTS, backend_at, backend_health_at, count, opaque, ring_at,
+    service_health_at,
 };
 
 pub enum Pick {
@@ -47,7 +48,7 @@ pub fn pick(ctx: &SockAddrContext, service: u32, protocol: u16) -> Pick {
     }
     // SAFETY: it was chosen.
     let Chosen { id, mark, watched } = unsafe { chosen.assume_init() };
-    let Some(row) = BACKENDS.get(id) else {
+    let Some(row) = backend_at(id) else {
         return Pick::Refuse(Refusal::NoBackend);
     };
     Pick::Backend(Picked {
@@ -102,7 +103,7 @@ fn choose(
     if heeds_health(protocol) {
         // SAFETY: the helper takes this program type's context.
         mark = client_mark(unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) });
-        if !may_be_taken(id, mark) {
+        if doubts_of(service, id, mark) != 0 {
             let mut request = Request::new(service, mark, id, drawn.ring);
             id = health::choose(ctx, &mut request);
             watched = request.watched();
@@ -115,7 +116,7 @@ fn choose(
         watched *= u32::from(settled == id);
         id = settled;
     }
-    if let Some(health) = BACKEND_HEALTH.get_ptr_mut(id) {
+    if let Some(health) = backend_health_at(id) {
         // SAFETY: an aligned word that programs change by atomic addition only.
         unsafe { atomic::add(addr_of_mut!((*health).connects), 1) };
     }
@@ -168,7 +169,7 @@ pub(super) struct Draw {
 /// the answer, and walks all that follows once for each.
 #[inline(always)]
 fn is_sticky(service: u32) -> bool {
-    match RINGS.get_ptr(service) {
+    match ring_at(service) {
         // SAFETY: one aligned word, written whole.
         Some(ring) => unsafe { read_volatile(ring) }.is_sticky(),
         None => false,
@@ -178,12 +179,12 @@ fn is_sticky(service: u32) -> bool {
 /// A function of its own, so that to the verifier all tries look alike when it returns.
 #[inline(never)]
 fn draw_once(service: u32, drawn: &mut MaybeUninit<Draw>) -> u32 {
+    let Some(ring_at) = ring_at(service) else {
+        return EMPTY;
+    };
     for _ in 0..DRAW_TRIES {
-        let Some(ring) = RINGS.get_ptr(service) else {
-            return EMPTY;
-        };
         // SAFETY: one aligned word, written whole.
-        let ring = unsafe { read_volatile(ring) };
+        let ring = unsafe { read_volatile(ring_at) };
         // SAFETY: a helper without arguments.
         let random = unsafe { bpf_get_prandom_u32() };
         let Some(index) = draw(ring, random) else {
@@ -192,7 +193,7 @@ fn draw_once(service: u32, drawn: &mut MaybeUninit<Draw>) -> u32 {
         if let Some(slot) = SLOTS.get_ptr(index) {
             // SAFETY: one aligned word, written whole.
             let slot = unsafe { read_volatile(slot) };
-            if let Some(row) = BACKENDS.get(slot.backend())
+            if let Some(row) = backend_at(slot.backend())
                 && judge(service, slot, row) == Drawn::Ours
             {
                 drawn.write(Draw {
@@ -209,25 +210,22 @@ fn draw_once(service: u32, drawn: &mut MaybeUninit<Draw>) -> u32 {
     GAVE_UP
 }
 
-/// Whether nothing is held against a backend, and the client stands there. The count of connects and these words share a
-/// cache line.
+/// Why health is asked before the backend is taken; see [`doubts`]. The draw has read both cache lines.
 #[inline(always)]
-fn may_be_taken(id: u32, mark: u32) -> bool {
-    let Some(health) = BACKEND_HEALTH.get_ptr(id) else {
-        return true;
+fn doubts_of(service: u32, id: u32, mark: u32) -> u64 {
+    let (Some(row), Some(health)) = (service_health_at(service), backend_health_at(id)) else {
+        return 0;
     };
     // SAFETY: a helper without arguments. The last tick's time is good enough to tell epochs apart.
     let epoch = unsafe { bpf_ktime_get_coarse_ns() } >> EPOCH_SHIFT;
-    // SAFETY: aligned words of a map's row.
+    // SAFETY: aligned words of maps' rows.
     let (state, standing) = unsafe {
         (
             atomic::load(addr_of!((*health).state)),
-            Standing(atomic::load(addr_of!(
-                (*health).standing[(epoch & 1) as usize]
-            ))),
+            atomic::load(addr_of!((*row).standing[(epoch & 1) as usize])),
         )
     };
-    state == 0 && standing.of(epoch) >> mark & 1 != 0
+    doubts(HealthState(state), Standing(standing), epoch, mark)
 }
 
 /// Whether this client's connections are ours to translate. Asked after a hit only.
@@ -249,7 +247,7 @@ pub fn client_scope(ctx: &SockAddrContext, settings: &Settings) -> u32 {
 pub fn note_refusal(refusal: Refusal, service: Option<u32>) {
     count(refusal.counter());
     if let Some(service) = service {
-        if let Some(row) = SERVICE_HEALTH.get_ptr_mut(service) {
+        if let Some(row) = service_health_at(service) {
             // SAFETY: an aligned word of a map's row, changed by addition only.
             unsafe { atomic::add(addr_of_mut!((*row).refused), 1) };
         }

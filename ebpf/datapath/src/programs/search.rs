@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::bpf_loop;
 use isthmus_abi::{Ring, TierHead};
 use isthmus_datapath::{Drawn, is_at, judge};
 
-use crate::maps::{BACKENDS, SLOTS};
+use crate::maps::{SLOTS, backend_at};
 
 /// No backend's id, no slot.
 pub const NOWHERE: u32 = u32::MAX;
@@ -109,7 +109,7 @@ unsafe extern "C" fn step(_: u64, search: *mut c_void) -> i64 {
     let slot = unsafe { read_volatile(slot) };
     search.next = at.wrapping_add(1);
     search.left = search.left.wrapping_sub(1);
-    if let Some(row) = BACKENDS.get(slot.backend())
+    if let Some(row) = backend_at(slot.backend())
         && judge(search.service, slot, row) == Drawn::Ours
         && (slot.backend() == search.id
             || is_at(row, search.service, &search.address, search.port as u16))

@@ -121,7 +121,7 @@ impl<'a> Fleet<'a> {
             Program::forgetful(&datapath)?,
             Program::ours(&datapath)?,
         ];
-        let connects = datapath.array::<BackendHealthRow>("backend_health")?;
+        let connects = datapath.array::<BackendHealthRow>()?;
         // Programs hold their maps; the pins have done their work.
         drop(datapath);
         cleanup(arena.pins())?;

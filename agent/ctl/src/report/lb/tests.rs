@@ -180,10 +180,10 @@ fn health_rows_are_shown_raw_and_decoded() {
     let text = maps.text(false, Style::PLAIN);
     let wanted = format!(
         "
-BACKEND ID  HEALTH              TIME    DOUBLINGS  STATE WORD        STANDING  REFUSED  UNREACHABLE  UNANSWERED  TIMED OUT  SCORE  ACCUSERS  CLOSED TO
-1           ejected             in 3s   1          {:016x}  0         3        0            0           0          0      0         0
-2           trial of client 17  1s ago  0          {:016x}  0         3        0            0           0          0      0         0
-4           suspect             2s ago  0          {:016x}  0         3        0            0           0          10     2         0
+BACKEND ID  HEALTH              TIME    DOUBLINGS  STATE WORD        REFUSED  UNREACHABLE  UNANSWERED  TIMED OUT  SCORE  ACCUSERS  CLOSED TO
+1           ejected             in 3s   1          {:016x}  3        0            0           0          0      0         0
+2           trial of client 17  1s ago  0          {:016x}  3        0            0           0          0      0         0
+4           suspect             2s ago  0          {:016x}  3        0            0           0          10     2         0
 
 SERVICE  STANDING  REFUSED  ALL EJECTED  EJECTED  ALLOWED  AFFINITY  PASSIVE HEALTH
 7        4         6        1            2        5        10800s    off

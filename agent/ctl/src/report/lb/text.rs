@@ -48,7 +48,6 @@ fn backend_health(maps: &LoadBalancerMaps, wide: bool) -> Table {
         "TIME",
         "DOUBLINGS",
         "STATE WORD",
-        "STANDING",
         "REFUSED",
         "UNREACHABLE",
         "UNANSWERED",
@@ -60,9 +59,7 @@ fn backend_health(maps: &LoadBalancerMaps, wide: bool) -> Table {
     for backend in &maps.backends {
         let health = &backend.health;
         let failures = health.failures;
-        let plain = health.state == HealthState::Healthy
-            && failures == Failures::default()
-            && health.standing == 0;
+        let plain = health.state == HealthState::Healthy && failures == Failures::default();
         if plain && !wide {
             continue;
         }
@@ -72,7 +69,6 @@ fn backend_health(maps: &LoadBalancerMaps, wide: bool) -> Table {
             or_dash(health.time_seconds.map(time)).into(),
             health.doublings.to_string().into(),
             health.word.as_str().into(),
-            health.standing.to_string().into(),
             failures.refused.to_string().into(),
             failures.unreachable.to_string().into(),
             failures.unanswered.to_string().into(),

@@ -12,12 +12,13 @@ use isthmus_datapath::{
 };
 
 use super::trial::fail_trial;
-use super::walk::{Walk, run, step, unseat};
+use super::walk::{Walk, run, step};
 use super::{NONE, TRIES, change, clock, random, service_standing, state_of};
 use crate::atomic;
 use crate::event::{About, tell, tell_seldom};
 use crate::maps::{
-    BACKEND_FAILURES, BACKEND_HEALTH, SERVICE_HEALTH, SERVICE_LIMITS, SETTINGS, WATCHES, count,
+    BACKEND_FAILURES, SETTINGS, WATCHES, backend_health_at, count, ring_at, service_health_at,
+    service_limits_at,
 };
 
 /// A connect that failed, and may count against its backend.
@@ -83,14 +84,14 @@ pub fn hold_against(failure: &Failure) -> u32 {
     let Some(settings) = SETTINGS.get(0) else {
         return 0;
     };
-    let Some(limits) = SERVICE_LIMITS.get(failure.service) else {
+    let Some(limits) = service_limits_at(failure.service) else {
         return 0;
     };
     if settings.passive_health == 0 || limits.flags & service_flags::NO_PASSIVE_HEALTH != 0 {
         return 0;
     }
     let (now, epoch) = clock();
-    let Some(health) = BACKEND_HEALTH.get_ptr_mut(failure.id) else {
+    let Some(health) = backend_health_at(failure.id) else {
         return 0;
     };
     let Some(failures) = BACKEND_FAILURES.get_ptr_mut(failure.id) else {
@@ -191,20 +192,20 @@ fn is_trial(failure: &Failure, state: HealthState) -> bool {
 /// Closes the backend to this client alone. That needs no quorum, and hurts nobody else.
 #[inline(always)]
 fn close(failure: &Failure, now: u64) {
-    let Some(failures) = BACKEND_FAILURES.get_ptr_mut(failure.id) else {
+    let Some(health) = backend_health_at(failure.id) else {
         return;
     };
     let until = now + FIRST_EJECTION;
     // SAFETY: aligned words of a map's row.
     let before = unsafe {
-        let before = atomic::load(addr_of!((*failures).closed));
+        let before = atomic::load(addr_of!((*health).closed));
         // Those to whom it was closed earlier, and whose time is over, are not shut out anew.
-        if now >= atomic::load(addr_of!((*failures).closed_until)) {
-            atomic::store(addr_of_mut!((*failures).closed), failure.bit());
+        if now >= atomic::load(addr_of!((*health).closed_until)) {
+            atomic::store(addr_of_mut!((*health).closed), failure.bit());
         } else {
-            atomic::set(addr_of_mut!((*failures).closed), failure.bit());
+            atomic::set(addr_of_mut!((*health).closed), failure.bit());
         }
-        atomic::store(addr_of_mut!((*failures).closed_until), until);
+        atomic::store(addr_of_mut!((*health).closed_until), until);
         before
     };
     if before & failure.bit() == 0 {
@@ -218,7 +219,7 @@ fn close(failure: &Failure, now: u64) {
 }
 
 /// A client that fails at two backends with no success between has a trouble of its own, more likely than they: its failures
-/// do not count until it is seen established again.
+/// do not count until it is seen established again: as it does not stand any more, its next connects are watched.
 #[inline(always)]
 fn disbelieve(failure: &Failure) -> bool {
     let Some(watch) = WATCHES.get_ptr_mut(watch_slot(failure.mark & 63, failure.service)) else {
@@ -241,15 +242,13 @@ fn disbelieve(failure: &Failure) -> bool {
     if before == 0 || before == failure.id.wrapping_add(1) {
         return false;
     }
-    if let Some(row) = SERVICE_HEALTH.get_ptr_mut(failure.service) {
+    if let Some(row) = service_health_at(failure.service) {
         // SAFETY: aligned words of a map's row.
         unsafe {
             atomic::clear(addr_of_mut!((*row).standing[0]), failure.bit());
             atomic::clear(addr_of_mut!((*row).standing[1]), failure.bit());
         }
     }
-    let mut walk = first_tier(failure, 0);
-    run(1, unseat, &mut walk);
     tell(
         EventKind::Disbelieved,
         failure.about(),
@@ -259,26 +258,19 @@ fn disbelieve(failure: &Failure) -> bool {
     true
 }
 
-#[inline(always)]
-fn first_tier(failure: &Failure, now: u64) -> Walk {
-    // SAFETY: one aligned word, written whole.
-    let ring = crate::maps::RINGS
-        .get_ptr(failure.service)
-        .map_or(Ring::EMPTY, |ring| unsafe { read_volatile(ring) });
-    Walk::new(ring, failure.service, failure.id, failure.bit(), now)
-}
-
 /// Whether the first tier has another backend that can be had.
 #[inline(always)]
 fn another_lives(failure: &Failure, now: u64) -> bool {
-    let mut walk = first_tier(failure, now);
+    // SAFETY: one aligned word, written whole.
+    let ring = ring_at(failure.service).map_or(Ring::EMPTY, |ring| unsafe { read_volatile(ring) });
+    let mut walk = Walk::new(ring, failure.service, failure.id, failure.bit(), now);
     run(1, step, &mut walk);
     walk.found != NONE
 }
 
 #[inline(always)]
 fn eject(failure: &Failure, health: *mut BackendHealthRow, allowed: u64, now: u64) {
-    let Some(service) = SERVICE_HEALTH.get_ptr_mut(failure.service) else {
+    let Some(service) = service_health_at(failure.service) else {
         return;
     };
     let ejected = HealthState::ejected(now + back_off(0, random()), 0);

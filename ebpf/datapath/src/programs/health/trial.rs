@@ -9,7 +9,7 @@ use super::{CLAIMED, Request, change, is_closed, random, service_standing};
 use crate::atomic;
 use crate::event::{About, tell};
 use crate::kernel::Sock;
-use crate::maps::{BACKEND_FAILURES, BACKENDS, WATCHES};
+use crate::maps::{BACKEND_FAILURES, WATCHES, backend_at};
 
 /// Makes this connect the trial of a backend whose time is over, if the client stands and nobody is faster.
 #[inline(always)]
@@ -41,9 +41,7 @@ pub(super) fn begin_trial(
 
 #[inline(always)]
 fn about(request: &Request) -> About {
-    let generation = BACKENDS
-        .get(request.drawn)
-        .map_or(0, |backend| backend.generation);
+    let generation = backend_at(request.drawn).map_or(0, |backend| backend.generation);
     About {
         service: request.service,
         backend: request.drawn,
@@ -118,7 +116,7 @@ pub(super) fn look(backend: u32, socket: u64, cookie: u64, ended: u64) -> Fate {
         return Fate::Gone;
     }
     let seen = fate(sock.state(), sock.heard());
-    let Some(row) = BACKENDS.get(backend) else {
+    let Some(row) = backend_at(backend) else {
         return Fate::Gone;
     };
     let there = sock.peer_is(&row.address, row.port);
@@ -139,14 +137,14 @@ pub(super) fn readmit(
         return;
     }
     if let Some(failures) = BACKEND_FAILURES.get_ptr_mut(backend) {
-        // SAFETY: aligned words of a map's row.
+        // SAFETY: aligned words of maps' rows.
         unsafe {
             atomic::store(addr_of_mut!((*failures).run), 0);
             atomic::store(addr_of_mut!((*failures).doubted), 0);
-            atomic::store(addr_of_mut!((*failures).closed), 0);
+            atomic::store(addr_of_mut!((*health).closed), 0);
         }
     }
-    let generation = BACKENDS.get(backend).map_or(0, |row| row.generation);
+    let generation = backend_at(backend).map_or(0, |row| row.generation);
     tell(
         EventKind::Returned,
         About {
@@ -174,7 +172,7 @@ pub(super) fn fail_trial(
     if !change(health, seen, ejected) {
         return;
     }
-    let generation = BACKENDS.get(backend).map_or(0, |row| row.generation);
+    let generation = backend_at(backend).map_or(0, |row| row.generation);
     tell(
         EventKind::TrialFailed,
         About {

@@ -1,7 +1,7 @@
 //! A walk over the slots of a ring, tier by tier, for a backend that can be had.
 
 use core::ffi::c_void;
-use core::ptr::{addr_of_mut, read_volatile};
+use core::ptr::read_volatile;
 
 use aya_ebpf::helpers::generated::bpf_loop;
 use isthmus_abi::{Ring, TIERS_MAX, TierHead, WALK_MAX};
@@ -9,8 +9,7 @@ use isthmus_datapath::{Drawn, Stance, judge, nth, stance};
 
 use super::trial::begin_trial;
 use super::{NONE, Request, is_closed, random, state_of};
-use crate::atomic;
-use crate::maps::{BACKEND_HEALTH, BACKENDS, SLOTS};
+use crate::maps::{SLOTS, backend_at, backend_health_at};
 
 /// A walk over the slots of a ring, tier by tier.
 #[repr(C)]
@@ -88,7 +87,7 @@ impl Walk {
         let slot = SLOTS.get_ptr(self.first.wrapping_add(place))?;
         // SAFETY: one aligned word, written whole.
         let slot = unsafe { read_volatile(slot) };
-        let backend = BACKENDS.get(slot.backend())?;
+        let backend = backend_at(slot.backend())?;
         (judge(self.service, slot, backend) == Drawn::Ours).then_some(slot.backend())
     }
 }
@@ -117,7 +116,7 @@ pub(super) fn walk(request: &mut Request) -> u32 {
         return walk.found;
     }
     // With nothing better, the connect may be the trial of one whose time is over.
-    if let Some(health) = BACKEND_HEALTH.get_ptr_mut(walk.due) {
+    if let Some(health) = backend_health_at(walk.due) {
         request.drawn = walk.due;
         let state = state_of(health);
         if stance(state, request.now) == Stance::Due && begin_trial(request, health, state) {
@@ -158,7 +157,7 @@ pub(super) unsafe extern "C" fn step(index: u64, walk: *mut c_void) -> i64 {
     if id == walk.but {
         return GO_ON;
     }
-    let Some(health) = BACKEND_HEALTH.get_ptr(id) else {
+    let Some(health) = backend_health_at(id) else {
         return GO_ON;
     };
     match stance(state_of(health), walk.now) {
@@ -173,20 +172,4 @@ pub(super) unsafe extern "C" fn step(index: u64, walk: *mut c_void) -> i64 {
     walk.tier = index as u32 / STEPS_PER_TIER;
     walk.found = id;
     END
-}
-
-/// Takes the client's standing at every backend that the walk meets, so that its next connects are watched again.
-pub(super) unsafe extern "C" fn unseat(index: u64, walk: *mut c_void) -> i64 {
-    // SAFETY: `run` passes its walk.
-    let walk = unsafe { &mut *walk.cast::<Walk>() };
-    if let Some(id) = walk.at(index)
-        && let Some(health) = BACKEND_HEALTH.get_ptr_mut(id)
-    {
-        // SAFETY: aligned words of a map's row.
-        unsafe {
-            atomic::clear(addr_of_mut!((*health).standing[0]), walk.bit);
-            atomic::clear(addr_of_mut!((*health).standing[1]), walk.bit);
-        }
-    }
-    GO_ON
 }

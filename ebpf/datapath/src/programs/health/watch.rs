@@ -12,7 +12,7 @@ use super::trial::{fail_trial, look, readmit};
 use super::{CLAIMED, Request, change, state_of};
 use crate::atomic;
 use crate::event::{About, tell};
-use crate::maps::{BACKEND_FAILURES, BACKEND_HEALTH, BACKENDS, SERVICE_HEALTH, WATCHES};
+use crate::maps::{BACKEND_FAILURES, WATCHES, backend_at, backend_health_at, service_health_at};
 
 /// Looks at the client's earlier connect, if one is watched, and draws the conclusions.
 #[inline(never)]
@@ -43,13 +43,13 @@ pub(super) fn review(request: &Request) -> u32 {
     if !unsafe { atomic::exchange_if(addr_of_mut!((*row).socket), socket, 0) } {
         return 0;
     }
-    let Some(known) = BACKENDS.get(backend) else {
+    let Some(known) = backend_at(backend) else {
         return 0;
     };
     if known.service != service || known.generation != generation {
         return 0;
     }
-    let Some(health) = BACKEND_HEALTH.get_ptr_mut(backend) else {
+    let Some(health) = backend_health_at(backend) else {
         return 0;
     };
     let state = state_of(health);
@@ -102,19 +102,8 @@ pub(super) fn review(request: &Request) -> u32 {
 #[inline(always)]
 fn succeed(request: &Request, service: u32, backend: u32, since: u64) {
     let bit = request.bit();
-    let Some(health) = BACKEND_HEALTH.get_ptr_mut(backend) else {
-        return;
-    };
-    // SAFETY: a word of a map's row, the epoch's own.
-    unsafe {
-        stand(
-            addr_of_mut!((*health).standing[(request.epoch & 1) as usize]),
-            request.epoch,
-            bit,
-        )
-    };
-    if let Some(row) = SERVICE_HEALTH.get_ptr_mut(service) {
-        // SAFETY: as above.
+    if let Some(row) = service_health_at(service) {
+        // SAFETY: a word of a map's row, the epoch's own.
         unsafe {
             stand(
                 addr_of_mut!((*row).standing[(request.epoch & 1) as usize]),
@@ -123,6 +112,9 @@ fn succeed(request: &Request, service: u32, backend: u32, since: u64) {
             )
         };
     }
+    let Some(health) = backend_health_at(backend) else {
+        return;
+    };
     let state = state_of(health);
     if stance(state, request.now) != Stance::Suspect {
         return;
@@ -133,17 +125,17 @@ fn succeed(request: &Request, service: u32, backend: u32, since: u64) {
     // SAFETY: aligned words of a map's row.
     unsafe {
         atomic::clear(addr_of_mut!((*failures).doubted), bit);
-        atomic::clear(addr_of_mut!((*failures).closed), bit);
+        atomic::clear(addr_of_mut!((*health).closed), bit);
         // A connect that began before the last failure says nothing of what came after it.
         if since <= state.time() {
             return;
         }
         atomic::store(addr_of_mut!((*failures).run), 0);
         // While it is closed to somebody, draws have to look.
-        if atomic::load(addr_of!((*failures).closed)) == 0
-            || request.now >= atomic::load(addr_of!((*failures).closed_until))
+        if atomic::load(addr_of!((*health).closed)) == 0
+            || request.now >= atomic::load(addr_of!((*health).closed_until))
         {
-            atomic::store(addr_of_mut!((*failures).closed), 0);
+            atomic::store(addr_of_mut!((*health).closed), 0);
             change(health, state, HealthState::HEALTHY);
         }
     }
@@ -186,7 +178,7 @@ pub(super) fn watch(ctx: &SockAddrContext, request: &mut Request, chosen: u32) -
         if !atomic::exchange_if(addr_of_mut!((*row).socket), seen, CLAIMED) {
             return 0;
         }
-        let generation = BACKENDS.get(chosen).map_or(0, |backend| backend.generation);
+        let generation = backend_at(chosen).map_or(0, |backend| backend.generation);
         if (*row).service != request.service {
             (*row).failed_at = 0;
         }

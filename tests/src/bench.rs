@@ -7,6 +7,7 @@
 pub mod arena;
 mod change;
 mod death;
+mod deaths;
 mod failover;
 mod flat;
 mod footprint;
@@ -40,7 +41,7 @@ pub struct Options {
     /// Print JSON, without the raw batches
     #[arg(long)]
     pub json: bool,
-    /// Rounds of each row (G1, G2, G3, G9), repetitions (G8, G18), changes (G12, G16, scale), kills (G13a), switches (G17)
+    /// Rounds of each row (G1, G2, G3, G9), repetitions (G8, G18), changes (G12, G16, scale), deaths (G13a, deaths), switches (G17)
     #[arg(long, value_name = "N")]
     pub batches: Option<usize>,
     /// Where rows, raw batches and the machine are written, a file for each budget
@@ -71,6 +72,9 @@ pub enum Budget {
     /// A backend is killed with no agent alive: connects that fail
     #[value(name = "G13a")]
     G13a,
+    /// Other deaths than a kill, as distributions
+    #[value(name = "deaths")]
+    Deaths,
     /// From a manifest's change until connects see it
     #[value(name = "G16")]
     G16,
@@ -100,6 +104,7 @@ impl Budget {
             Self::G9 => way::churn(batches),
             Self::G12 => scale::mesh(batches),
             Self::G13a => death::run(batches),
+            Self::Deaths => deaths::run(batches),
             Self::G16 => change::run(batches),
             Self::G17 => failover::run(batches),
             Self::G18 => footprint::run(batches),

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
@@ -121,6 +123,14 @@ impl Pod<'_> {
     /// `kill -9` of the server: its port refuses from now on.
     pub fn kill_server(&self) -> Result<()> {
         self.lab.kill(&self.server())
+    }
+    /// Sends a signal to the server, which goes on living.
+    pub fn signal_server(&self, signal: Signal) -> Result<()> {
+        let processes = lock(&self.lab.processes);
+        let name = self.server();
+        let server = processes.get(&name);
+        let pid = server.with_context(|| format!("no {name}"))?.pid();
+        Ok(kill(Pid::from_raw(i32::try_from(pid)?), signal)?)
     }
 }
 

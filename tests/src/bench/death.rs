@@ -1,4 +1,4 @@
-//! G13a, a backend's death: killed under load with no agent alive, until no connect fails.
+//! G13a, a backend's death: killed under load with the agents of both clusters dead, until no connect fails.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,25 +13,28 @@ use crate::client::{Report, monotonic};
 use crate::lab::{Lab, Node};
 use crate::manifests::PodStatus;
 use crate::process::Programs;
-use crate::spec::{ClusterSpec, LabSpec, PodSpec};
+use crate::spec::{ClusterSpec, LabSpec, LinkSpec, PodSpec};
 use crate::traffic::{Requests, Traffic};
 
 const KILLS: usize = 100;
-const BACKENDS: usize = 10;
+pub(super) const BACKENDS: usize = 10;
+/// The first half of them is the first cluster's.
+const CLUSTERS: [&str; 2] = ["east", "west"];
 const RATE: f64 = 20_000.0;
 const WORKERS: usize = 2;
 /// How long traffic goes on before the kill, and after it.
 const STRETCH: Duration = Duration::from_millis(150);
 const FAILED: f64 = 3.0;
 const P99: f64 = 5.0;
-const PORT: u16 = 8080;
-const ADDRESS: &str = "10.96.0.10:80";
-const SERVICE: &str = "bench/backend";
-const MANIFEST: &str = "apiVersion: v1
+pub(super) const PORT: u16 = 8080;
+pub(super) const ADDRESS: &str = "10.96.0.10:80";
+pub(super) const SERVICE: &str = "bench/backend";
+pub(super) const MANIFEST: &str = "apiVersion: v1
 kind: Service
 metadata:
   name: backend
   namespace: bench
+  annotations: {service.cilium.io/global: \"true\"}
 spec:
   clusterIP: 10.96.0.10
   selector: {app: backend}
@@ -67,8 +70,9 @@ struct Peer {
 pub fn run(batches: Option<usize>) -> Result<Sheet> {
     let kills = batches.unwrap_or(KILLS).max(2);
     let lab = Lab::build("bench", &spec(), Programs::beside_this_one()?)?;
-    let cluster = lab.cluster("east")?;
-    cluster.manifests().write("service.yaml", MANIFEST)?;
+    for cluster in lab.clusters() {
+        cluster.manifests().write("service.yaml", MANIFEST)?;
+    }
     lab.start()?;
     let node = lab.node("east-1")?;
     wait_for_backends(node, BACKENDS)?;
@@ -79,7 +83,7 @@ pub fn run(batches: Option<usize>) -> Result<Sheet> {
     let (mut ours, mut theirs) = (client(ADDRESS)?, client(PEER)?);
     let (mut deaths, mut peers) = (Vec::new(), Vec::new());
     for kill in 0..kills {
-        let number = kill % BACKENDS + 1;
+        let number = kill % BACKENDS;
         let of_both = death(&lab, &mut ours, number)
             .and_then(|death| Ok((death, peer(&lab, &mut theirs, number)?)));
         let (death, peer) =
@@ -119,9 +123,10 @@ fn sheet(deaths: &[Death], peers: &[Peer]) -> Sheet {
     Sheet {
         title: "a backend of ten is killed: connects that fail until the kernel leaves it out",
         method: format!(
-            "{} kills (-9) of one of {BACKENDS} backends, each with no agent alive and no manifest changed; one client of {WORKERS} threads \
+            "{} kills (-9) of one of {BACKENDS} backends, half of them another cluster's, each with the agents of both clusters killed before \
+             and no manifest changed; one client of {WORKERS} threads \
              made {rate:.0} TCP connects a second ({RATE:.0} asked for), each of a fresh socket with an answer and a reset; the kernel's count \
-             of refusals was the client's after each kill; between kills the agent was started and the Pod declared anew; beside it rules in kube-proxy's nftables shape, in the same run, which \
+             of refusals was the client's after each kill; between kills the agents were started and the Pod declared anew; beside it rules in kube-proxy's nftables shape, in the same run, which \
              nobody rewrites in the {} ms for which each death is watched; of each kill's percentiles the median; \
              [95% bootstrap interval]",
             deaths.len(),
@@ -186,16 +191,18 @@ fn sheet(deaths: &[Death], peers: &[Peer]) -> Sheet {
     }
 }
 
-/// Kills the agent, then one backend, under traffic; then makes all as it was.
+/// Kills the agents, then one backend, under traffic; then makes all as it was.
 fn death(lab: &Lab, client: &mut Traffic, number: usize) -> Result<Death> {
     let node = lab.node("east-1")?;
-    let pod = lab.pod(&format!("east/backend-{number}"))?;
+    let pod = lab.pod(&backend(number))?;
     let at = pod.addresses().first().copied();
     let at = at.context("a backend that serves nothing")?;
     let health = node.health_of(&node.frontend(SERVICE, 80, false)?)?;
     let before = health.backend(at)?;
     client.rate(RATE)?;
-    node.kill_agent()?;
+    for node in lab.nodes() {
+        node.kill_agent()?;
+    }
     // The length of a measurement, not a wait for anything.
     std::thread::sleep(STRETCH);
     let warm = client.mark()?;
@@ -215,7 +222,9 @@ fn death(lab: &Lab, client: &mut Traffic, number: usize) -> Result<Death> {
         "the kernel counted {counted} refusals: {report:?}"
     );
     pod.start_server()?;
-    node.start_agent(&[])?;
+    for node in lab.nodes() {
+        node.start_agent(&[])?;
+    }
     // As another Pod it is another backend, against which nothing is held.
     pod.declare(PodStatus::NotReady)?;
     wait_for_backends(node, BACKENDS - 1)?;
@@ -238,7 +247,7 @@ fn death(lab: &Lab, client: &mut Traffic, number: usize) -> Result<Death> {
 fn peer(lab: &Lab, client: &mut Traffic, number: usize) -> Result<Peer> {
     let netns = lab.node("east-1")?.netns();
     netns.nft(&kube_proxy(lab)?)?;
-    let pod = lab.pod(&format!("east/backend-{number}"))?;
+    let pod = lab.pod(&backend(number))?;
     client.rate(RATE)?;
     // As long as ours.
     std::thread::sleep(STRETCH);
@@ -258,14 +267,14 @@ fn peer(lab: &Lab, client: &mut Traffic, number: usize) -> Result<Peer> {
 /// What kube-proxy writes in nftables mode, in small: a verdict map of services, a random endpoint, DNAT.
 fn kube_proxy(lab: &Lab) -> Result<String> {
     let (mut chains, mut endpoints) = (String::new(), Vec::new());
-    for number in 1..=BACKENDS {
-        let pod = lab.pod(&format!("east/backend-{number}"))?;
+    for number in 0..BACKENDS {
+        let pod = lab.pod(&backend(number))?;
         let address = pod.plan().addresses.v4;
         writeln!(
             chains,
             "chain endpoint-{number} {{ meta l4proto tcp dnat to {address}:{PORT}; }}"
         )?;
-        endpoints.push(format!("{} : goto endpoint-{number}", number - 1));
+        endpoints.push(format!("{number} : goto endpoint-{number}"));
     }
     let (endpoints, (address, port)) = (
         endpoints.join(", "),
@@ -298,13 +307,19 @@ fn refused(report: &Report) -> Vec<u64> {
     moments
 }
 
-fn wait_for_backends(node: Node<'_>, backends: usize) -> Result<()> {
+pub(super) fn wait_for_backends(node: Node<'_>, backends: usize) -> Result<()> {
     let what = format!("has {backends} backends");
     node.wait_frontend(SERVICE, 80, &what, |f| f.serving() == backends)
         .map(drop)
 }
 
-fn spec() -> LabSpec {
+/// The name of a backend's pod, by its number among all.
+pub(super) fn backend(number: usize) -> String {
+    let half = BACKENDS / CLUSTERS.len();
+    format!("{}/backend-{}", CLUSTERS[number / half], number % half + 1)
+}
+
+pub(super) fn spec() -> LabSpec {
     let pod = |name: &str, count, serves| PodSpec {
         name: name.to_owned(),
         count,
@@ -313,19 +328,24 @@ fn spec() -> LabSpec {
         serves: Some(serves),
     };
     let served = BTreeMap::from([(PORT, SERVICE.to_owned())]);
+    let half = u8::try_from(BACKENDS / CLUSTERS.len()).unwrap_or(u8::MAX);
+    let cluster = |(id, name): (u16, &str)| ClusterSpec {
+        name: name.to_owned(),
+        id,
+        region: None,
+        nodes: 1,
+        manifests: None,
+        pods: vec![
+            pod("backend", half, served.clone()),
+            pod("client", 1, BTreeMap::new()),
+        ],
+    };
     LabSpec {
-        clusters: vec![ClusterSpec {
-            name: "east".to_owned(),
-            id: 1,
-            region: None,
-            nodes: 1,
-            manifests: None,
-            pods: vec![
-                pod("backend", BACKENDS.try_into().unwrap_or(u8::MAX), served),
-                pod("client", 1, BTreeMap::new()),
-            ],
+        clusters: (1..).zip(CLUSTERS).map(cluster).collect(),
+        links: vec![LinkSpec {
+            between: CLUSTERS.map(str::to_owned).into(),
+            loss: 0.0,
         }],
-        links: vec![],
     }
 }
 
@@ -337,6 +357,6 @@ fn milliseconds(from: u64, to: u64) -> f64 {
     clippy::cast_precision_loss,
     reason = "counts and times of a run, far below 2^52"
 )]
-fn count(n: u64) -> f64 {
+pub(super) fn count(n: u64) -> f64 {
     n as f64
 }

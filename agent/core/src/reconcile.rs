@@ -10,6 +10,8 @@
 //!   one was deleted, because a hash hands out a deleted element's memory at once.
 //! - *Nothing is removed on trust.* What was found in the maps stays until its owner's list is complete, or the owner is
 //!   dropped.
+//! - *No port is refused that should answer.* An address is ours for refusals only when each port that we know of answers
+//!   there, and not while a fault keeps one out.
 //! - *Faults stay where they are.* Each piece of work retries by itself with backoff; a round is bounded by its writes.
 //!
 //! The caller owns time and threads:
@@ -59,6 +61,7 @@ mod handover;
 mod ids;
 mod layout;
 mod limits;
+mod marks;
 mod queue;
 mod removed;
 mod ring;
@@ -79,7 +82,8 @@ use grace::Grace;
 use ids::{Backends, Ids};
 use layout::LiveRing;
 use limits::Limits;
-use queue::Queues;
+use marks::KeptOut;
+use queue::{Queues, Work};
 use services::Services;
 use spans::Spans;
 
@@ -123,6 +127,7 @@ pub struct Reconciler {
     kept: BTreeSet<Frontend>,
     /// How many objects want an address to be marked as ours.
     marks: HashMap<Address, u32>,
+    kept_out: KeptOut,
     indices: Ids,
     backends: Backends,
     spans: Spans,
@@ -239,6 +244,9 @@ impl Reconciler {
         while self.writes < self.round_end {
             let Some(work) = self.queues.pop() else { break };
             let done = self.run(&work);
+            if let Work::Settle(sid) = work {
+                self.review_marks(sid, done.is_err());
+            }
             self.queues.done(now, work, done);
         }
         self.queues.shrink();
@@ -253,7 +261,7 @@ impl Reconciler {
     /// A grace period that began after `ticket` was given is over. Then call [`Self::step`].
     pub fn grace_passed(&mut self, ticket: GraceTicket) {
         for retired in self.grace.passed(ticket) {
-            self.queues.push(queue::Work::LetGo(retired));
+            self.queues.push(Work::LetGo(retired));
         }
         if self.grace.may_insert_frontend() {
             self.queues.end_waiting();

@@ -8,6 +8,7 @@ use super::grace::{Grace, Retired};
 use super::ids::{Backends, Ids};
 use super::layout::{LiveRing, LiveTier};
 use super::limits::Limits;
+use super::marks::KeptOut;
 use super::queue::{Queues, Work};
 use super::ring::backend_key;
 use super::services::Services;
@@ -79,6 +80,7 @@ impl Reconciler {
             members: BTreeMap::new(),
             kept: found.frontends.keys().copied().collect(),
             marks: HashMap::new(),
+            kept_out: KeptOut::default(),
             indices: Ids::adopt(tables.rings.capacity(), |index| taken.contains(&index)),
             backends: Backends::new(Ids::adopt(tables.backends.capacity(), live), Vec::new()),
             spans: Spans::new(tables.slots.capacity()),

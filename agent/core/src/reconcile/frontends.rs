@@ -1,13 +1,13 @@
-//! Settles a service port, marks its addresses, and takes away what nobody wants.
+//! Settles a service port, and takes away what nobody wants.
 
 use isthmus_abi::{BackendRow, Ring};
 
 use super::grace::Retired;
 use super::queue::{Done, Work};
 use super::write::SERVICES_FLAG;
-use super::{ADDRESS_ONLY, Pending, ReconcileError, Reconciler, Service, Sid};
+use super::{Pending, ReconcileError, Reconciler, Service, Sid};
 use crate::desired::Frontend;
-use crate::model::{Address, ObjectName};
+use crate::model::Address;
 use crate::table::TableError;
 
 impl Reconciler {
@@ -158,44 +158,6 @@ impl Reconciler {
         Ok(Done::Held(frontend))
     }
 
-    /// An address is ours for refusals only when every port that we know of answers there.
-    fn mark(&mut self, name: &ObjectName) -> Result<Done, ReconcileError> {
-        let Some(object) = self.objects.get(name) else {
-            return Ok(Done::All);
-        };
-        if !object.ports.iter().all(|&sid| {
-            self.services
-                .get(sid)
-                .is_some_and(|service| service.is_settled())
-        }) {
-            // The last port to settle queues this again.
-            return Ok(Done::All);
-        }
-        let rows = object.addresses.iter().copied().map(Frontend::address_only);
-        let missing: Vec<_> = rows
-            .filter(|row| !self.frontends.contains_key(row))
-            .collect();
-        for row in missing {
-            if !self.grace.may_insert_frontend() {
-                return Ok(Done::AfterGrace);
-            }
-            self.put_frontend(row, ADDRESS_ONLY)?;
-        }
-        Ok(Done::All)
-    }
-
-    fn unmark(&mut self, address: Address) -> Result<Done, ReconcileError> {
-        let row = Frontend::address_only(address);
-        if self.marks.contains_key(&address) || !self.frontends.contains_key(&row) {
-            return Ok(Done::All);
-        }
-        if self.queues.inserts_wait() {
-            return Ok(Done::AfterGrace);
-        }
-        self.remove_frontend(row)?;
-        Ok(Done::All)
-    }
-
     fn trim(&mut self, sid: Sid) -> Result<Done, ReconcileError> {
         let Some(service) = self.services.get(sid) else {
             return Ok(Done::All);
@@ -239,6 +201,7 @@ impl Reconciler {
         };
         self.queues.forget(&Work::Settle(sid));
         self.deferred.remove(&sid);
+        self.review_marks(sid, false);
         let keys: Vec<_> = self
             .members
             .range(Self::member_range(sid))

@@ -180,6 +180,7 @@ impl Reconciler {
         for frontend in before.iter().chain(&service.wanted) {
             self.queues.wake_rivals(*frontend);
         }
+        self.review_marks(sid, false);
     }
 
     fn want_endpoint(&mut self, name: &ObjectName, endpoint: &DesiredEndpoint) {

@@ -1,9 +1,10 @@
 //! What fails stays by itself, says why, and is done when it can be.
 
 use super::world::*;
+use crate::desired::Frontend;
 use crate::model::{Affinity, RowChange};
 use crate::reconcile::ReconcileError;
-use crate::store::Owner;
+use crate::store::{Owner, Store};
 use crate::table::{Sizes, TableError};
 
 fn filled(sizes: Sizes) -> World {
@@ -288,4 +289,74 @@ fn an_address_that_was_handed_over_never_stays_with_the_backends_of_the_other() 
         assert_eq!(world.drawn("a"), ["10.1.0.2"]);
         world.assert_converged();
     }
+}
+
+fn is_marked(world: &World, service: &str) -> bool {
+    let address = frontend(service, 80).address;
+    let row = key4(Frontend::address_only(address));
+    world.memory.maps().frontends4.contains_key(&row)
+}
+
+#[test]
+fn a_port_that_a_fault_keeps_out_is_not_refused() {
+    let ports: [(&str, u16); 2] = [("http", 80), ("metrics", 81)];
+    let two = || service_with("a", Affinity::None, &ports);
+    for broken in ["backends", "slots", "services", "frontends4"] {
+        let mut world = filled(SIZES);
+        assert!(is_marked(&world, "a"));
+        world.faults.break_table(Some(broken));
+        world.say(Owner::Local, vec![two()]);
+        world.settle();
+        // The mark's own row may be of the table that takes no writes.
+        assert_eq!(is_marked(&world, "a"), broken == "frontends4", "{broken}");
+        assert_eq!(world.drawn("a"), ["10.1.0.1"]);
+        world.faults.break_table(None);
+        world.settle_failures();
+        assert!(is_marked(&world, "a"), "{broken}");
+        world.assert_converged();
+    }
+}
+
+#[test]
+fn an_address_is_marked_again_when_the_port_that_found_no_room_is_wanted_no_more() {
+    let ports: [(&str, u16); 2] = [("http", 80), ("metrics", 81)];
+    let two = || service_with("a", Affinity::None, &ports);
+    let sizes = Sizes {
+        services: 1,
+        ..SIZES
+    };
+    let mut world = filled(sizes);
+    world.say(Owner::Local, vec![two()]);
+    world.settle();
+    assert_eq!(full(&world), "--lb-services-max");
+    assert!(!is_marked(&world, "a"));
+    // Nor by the next agent, that finds what an earlier one marked.
+    let marked = filled(sizes).memory.maps().clone();
+    let mut again = World::on(marked, Store::new());
+    again.say(Owner::Local, vec![two(), ready("a", "10.1.0.1")]);
+    again.settle();
+    assert!(!is_marked(&again, "a"));
+    assert_eq!(again.drawn("a"), ["10.1.0.1"]);
+    world.say(Owner::Local, vec![service("a", Affinity::None)]);
+    world.settle();
+    assert!(is_marked(&world, "a"));
+    world.assert_converged();
+}
+
+#[test]
+fn a_fault_of_one_service_unmarks_an_address_of_two_until_it_is_over() {
+    let sizes = Sizes {
+        services: 1,
+        ..SIZES
+    };
+    let mut world = filled(sizes);
+    let address = address_of("a");
+    let other = || service_at("b", &address, Affinity::None, &[("web", 81)]);
+    world.say(Owner::Local, vec![other()]);
+    world.settle();
+    assert!(!is_marked(&world, "a"));
+    world.say(Owner::Local, vec![RowChange::ServiceGone(name("b"))]);
+    world.settle();
+    assert!(is_marked(&world, "a"));
+    world.assert_converged();
 }

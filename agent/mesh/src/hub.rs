@@ -238,13 +238,7 @@ impl Task {
                 error,
                 refused,
             } => hub.close(&name, error, refused, now),
-            Command::Admit { hello, verdict } => {
-                let admitted = hub.admit(&hello);
-                let welcome = admitted.is_ok();
-                if verdict.send(admitted).is_err() && welcome {
-                    hub.leave(&hello);
-                }
-            }
+            Command::Admit { hello, verdict } => drop(verdict.send(hub.admit(&hello))),
             Command::Leave(hello) => hub.leave(&hello),
         }
     }
@@ -330,6 +324,8 @@ impl HubHandle {
         .await;
     }
 
+    /// Who is admitted has to [`Self::leave`]: do both in a task that nobody gives up between them.
+    ///
     /// # Errors
     /// The consumer may not watch.
     pub async fn admit(&self, hello: ConsumerHello) -> Result<(), Fault> {

@@ -9,7 +9,7 @@ use isthmus_core::model::ClusterId;
 use isthmus_proto::mesh::v1::mesh_server::{Mesh, MeshServer};
 use isthmus_proto::mesh::v1::watch_request::Message;
 use isthmus_proto::mesh::v1::{WatchRequest, WatchResponse};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,8 @@ use crate::{certs, wire};
 
 mod listen;
 mod served;
+#[cfg(test)]
+mod tests;
 
 pub use listen::{Listen, ListenError, serve};
 pub use served::{Fill, Served};
@@ -117,15 +119,9 @@ impl Mesh for Service {
             tracing::warn!(cluster = %hello.cluster, ?visitor, words, "a consumer is turned down");
             return Err(Status::permission_denied(words));
         }
-        let refused = |fault: Fault| {
-            tracing::warn!(cluster = %hello.cluster, error = %fault, "a consumer is turned down");
-            Status::failed_precondition(fault.to_string())
-        };
         let views = self.hub.views();
-        let watcher =
-            Watcher::new(hello.clone(), &views.borrow(), Instant::now()).map_err(refused)?;
-        self.hub.admit(hello.clone()).await.map_err(refused)?;
-        tracing::info!(cluster = %hello.cluster, role = ?hello.role, node = hello.node, "a consumer watches");
+        let watcher = Watcher::new(hello.clone(), &views.borrow(), Instant::now())
+            .map_err(|fault| turned_down(&hello, &fault))?;
         let (sender, receiver) = mpsc::channel(OUTBOUND_MAX);
         let session = Session {
             watcher,
@@ -136,15 +132,31 @@ impl Mesh for Service {
             served: self.served.clone(),
             shutdown: self.shutdown.clone(),
         };
+        let (answer, verdict) = oneshot::channel();
         let hub = self.hub.clone();
+        // This call ends wherever it stands when the consumer hangs up. Who was admitted has to leave: so both are
+        // another task's, which then finds the stream closed.
         self.tasks.spawn(async move {
+            let _permit: OwnedSemaphorePermit = permit;
+            if let Err(fault) = hub.admit(hello.clone()).await {
+                let _ = answer.send(Err(turned_down(&hello, &fault)));
+                return;
+            }
+            let _ = answer.send(Ok(()));
+            tracing::info!(cluster = %hello.cluster, role = ?hello.role, node = hello.node, "a consumer watches");
             let why = session.run().await;
             tracing::info!(cluster = %hello.cluster, role = ?hello.role, node = hello.node, why, "a consumer is gone");
             hub.leave(hello).await;
-            drop::<OwnedSemaphorePermit>(permit);
         });
+        let stops = |_| Status::unavailable("the mesh server stops");
+        verdict.await.map_err(stops)??;
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
+}
+
+fn turned_down(hello: &ConsumerHello, fault: &Fault) -> Status {
+    tracing::warn!(cluster = %hello.cluster, error = %fault, "a consumer is turned down");
+    Status::failed_precondition(fault.to_string())
 }
 
 /// One consumer's stream.

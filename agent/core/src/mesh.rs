@@ -54,5 +54,5 @@ pub use refused::RefusalReport;
 pub use rows::{RowKey, Rows, row_bytes};
 pub use silence::{Age, SavedSilence, Silence};
 pub use terms::{CIDRS_MAX, Refusal, Terms};
-pub use trouble::{TROUBLES_MAX, Trouble, TroubleReport, TroubleSource};
+pub use trouble::{TROUBLES_MAX, Trouble, TroubleReport, TroubleSource, Troubles};
 pub use watcher::{ClusterView, PeerView, View, Watcher};

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_core::mesh::{
-    Cluster, Fault, Feed, FeedEvent, FeedSettings, FeedStatus, FromServer, SavedFeed, Trouble,
+    Age, Cluster, Fault, Feed, FeedEvent, FeedSettings, FeedStatus, FromServer, SavedFeed, Trouble,
+    TroubleSource, Troubles,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -62,8 +63,9 @@ pub struct MeshStatus {
     pub feed: FeedStatus,
     /// The agent's own certificate; `None` on a unix socket, and if it cannot be read.
     pub certificate: Option<Certificate>,
-    /// What is wrong with this agent's own files: certificates that cannot be read, a state file that was set aside.
-    pub troubles: Vec<Trouble>,
+    /// What is wrong with this agent's own files: certificates that cannot be read, a state file that was set aside or
+    /// cannot be written.
+    pub troubles: Arc<Vec<(Trouble, Age)>>,
 }
 
 /// A feed that runs.
@@ -115,20 +117,23 @@ pub fn spawn(config: FeedConfig, shutdown: CancellationToken) -> Running {
         .filter(|_| !matches!(config.server, MeshEndpoint::Unix(_)))
         .map(Tls::new);
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let status = Arc::new(status(&config, &feed, tls.as_ref(), set_aside.as_ref()));
-    let (statuses, status_receiver) = watch::channel(status);
-    let saver = Saver::spawn(path, KIND);
-    let pending = events.into();
+    let mut own = Own {
+        tls,
+        set_aside,
+        saver: Saver::spawn(path, KIND),
+        troubles: Troubles::default(),
+    };
     let now = Instant::now();
+    let status = Arc::new(status(&config, &feed, &mut own, now));
+    let (statuses, status_receiver) = watch::channel(status);
+    let pending = events.into();
     let task = Task {
         config,
-        tls,
         feed,
+        own,
         sender,
         pending,
         statuses,
-        saver,
-        set_aside,
         redial: Redial::new(RETRY),
         shown: now,
         saved: now,
@@ -160,42 +165,56 @@ impl StateFault {
     }
 }
 
-fn status(
-    config: &FeedConfig,
-    feed: &Feed,
-    tls: Option<&Tls>,
-    state: Option<&StateFault>,
-) -> MeshStatus {
-    let (certificate, problem) = tls.map(Tls::status).unwrap_or_default();
-    let of_files = problem.map(|cause| Trouble {
-        about: "certificate".to_owned(),
-        cause,
-        way_out: "Mend the files of --tls-ca, --tls-cert and --tls-key; they are read again when they change."
-            .to_owned(),
-    });
+/// What is wrong with the agent's own files.
+struct Own {
+    tls: Option<Tls>,
+    set_aside: Option<StateFault>,
+    saver: Saver<SavedFeed>,
+    troubles: Troubles,
+}
+
+impl Own {
+    /// Looks at the files now.
+    fn look(&mut self, now: Instant) -> (Option<Certificate>, Arc<Vec<(Trouble, Age)>>) {
+        let (certificate, problem) = self.tls.as_ref().map(Tls::status).unwrap_or_default();
+        let of_certificate = problem.map(|cause| Trouble {
+            about: "certificate".to_owned(),
+            cause,
+            way_out: "Mend the files of --tls-ca, --tls-cert and --tls-key; they are read again when they change."
+                .to_owned(),
+        });
+        let set_aside = self.set_aside.as_ref().and_then(StateFault::trouble);
+        let unsaved = self.saver.trouble(
+            "What it holds is older than what is known, and after a restart it would be all that is.",
+        );
+        let of_state = set_aside.into_iter().chain(unsaved).collect();
+        self.troubles.set(TroubleSource::State, of_state, now);
+        let of_certificate = of_certificate.into_iter().collect();
+        self.troubles
+            .set(TroubleSource::Certificate, of_certificate, now);
+        (certificate, self.troubles.shown())
+    }
+}
+
+fn status(config: &FeedConfig, feed: &Feed, own: &mut Own, now: Instant) -> MeshStatus {
+    let (certificate, troubles) = own.look(now);
     MeshStatus {
         server: config.server.to_string(),
         stale_after: config.stale_after,
         ttl: config.ttl,
         feed: feed.status(),
         certificate,
-        troubles: state
-            .and_then(StateFault::trouble)
-            .into_iter()
-            .chain(of_files)
-            .collect(),
+        troubles,
     }
 }
 
 struct Task {
     config: FeedConfig,
-    tls: Option<Tls>,
     feed: Feed,
+    own: Own,
     sender: mpsc::Sender<FeedEvent>,
     pending: VecDeque<FeedEvent>,
     statuses: watch::Sender<Arc<MeshStatus>>,
-    saver: Saver<SavedFeed>,
-    set_aside: Option<StateFault>,
     redial: Redial,
     shown: Instant,
     saved: Instant,
@@ -208,9 +227,9 @@ impl Task {
     async fn run(mut self, shutdown: CancellationToken) {
         // Shutdown and an agent that is gone end it alike.
         let _ = shutdown.run_until_cancelled(self.live()).await;
-        self.saver
-            .put(self.feed.save(Instant::now(), SystemTime::now()));
-        self.saver.finish().await;
+        let saver = self.own.saver;
+        saver.put(self.feed.save(Instant::now(), SystemTime::now()));
+        saver.finish().await;
     }
 
     /// Connects, again and again.
@@ -237,7 +256,7 @@ impl Task {
 
     /// One connection's life.
     async fn attempt(&mut self) -> Result<Failure, AgentGone> {
-        let (feed, config, tls) = (&mut self.feed, &self.config, self.tls.as_ref());
+        let (feed, config, tls) = (&mut self.feed, &self.config, self.own.tls.as_ref());
         let connected = async {
             let transport = connect(&config.server, tls, &config.cluster.name).await?;
             transport.watch(&feed.open(Instant::now())).await
@@ -317,7 +336,8 @@ impl Task {
     fn take(&mut self, events: Vec<FeedEvent>, now: Instant) {
         if !events.is_empty() || now - self.saved >= SAVE_AGE {
             self.saved = now;
-            self.saver.put(self.feed.save(now, SystemTime::now()));
+            let saved = self.feed.save(now, SystemTime::now());
+            self.own.saver.put(saved);
         }
         self.pending.extend(events);
     }
@@ -332,8 +352,7 @@ impl Task {
 
     fn show(&mut self, now: Instant) {
         self.shown = now;
-        let (tls, state) = (self.tls.as_ref(), self.set_aside.as_ref());
-        let status = status(&self.config, &self.feed, tls, state);
+        let status = status(&self.config, &self.feed, &mut self.own, now);
         self.statuses.send_replace(Arc::new(status));
     }
 }

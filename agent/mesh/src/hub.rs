@@ -158,7 +158,8 @@ impl Task {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut saved = Instant::now();
-        self.look_aside(saved);
+        let mut unsaved = self.saver.failure();
+        self.look_at_state(saved);
         loop {
             let ticked = tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -174,6 +175,10 @@ impl Task {
                     }
                     None => break,
                 },
+                Ok(()) = unsaved.changed() => {
+                    self.look_at_state(Instant::now());
+                    false
+                }
                 _ = tick.tick() => true,
             };
             let now = Instant::now();
@@ -195,7 +200,7 @@ impl Task {
                     .send_if_modified(|old| std::mem::replace(old, audience) != audience);
             }
             if now - saved >= SAVE_AGE {
-                self.look_aside(now);
+                self.look_at_state(now);
             }
             if news || now - saved >= SAVE_AGE {
                 saved = now;
@@ -207,15 +212,18 @@ impl Task {
         self.saver.finish().await;
     }
 
-    /// Is the state file that was set aside still there?
-    fn look_aside(&mut self, now: Instant) {
+    /// Is the state file that was set aside still there, and is the one in use written?
+    fn look_at_state(&mut self, now: Instant) {
         let meanwhile = "Peers list their rows anew, and this cluster has another epoch.";
         let set_aside = self.set_aside.as_ref();
-        let found = set_aside.and_then(|bad| bad.trouble(meanwhile));
-        if found.is_none() {
+        let set_aside = set_aside.and_then(|bad| bad.trouble(meanwhile));
+        if set_aside.is_none() {
             self.set_aside = None;
         }
-        let found = found.into_iter().collect();
+        let unsaved = self.saver.trouble(
+            "What it holds is older than what is known: after a restart, rows and history since then are asked for again.",
+        );
+        let found = set_aside.into_iter().chain(unsaved).collect();
         self.hub.set_troubles(TroubleSource::State, found, now);
     }
 

@@ -16,6 +16,8 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::seldom::Seldom;
+
 const VERSION: u32 = 1;
 const MAGIC: &str = "isthmus-state";
 /// SHA-256 in hexadecimal.
@@ -199,48 +201,48 @@ pub fn store<T: Serialize>(path: &Path, kind: &str, state: &T) -> Result<(), Sta
 }
 
 /// Writes the newest state given to it, on a thread of its own, with pauses: a second at least, and ten times what the
-/// last write took.
+/// last write took. What cannot be written is tried again after the pause.
 #[derive(Debug)]
 pub struct Saver<T> {
     newest: watch::Sender<Option<T>>,
+    failure: watch::Receiver<Option<String>>,
     writer: JoinHandle<()>,
 }
 
 impl<T: Serialize + Clone + Send + Sync + 'static> Saver<T> {
     #[must_use]
     pub fn spawn(path: PathBuf, kind: &'static str) -> Self {
-        let (newest, mut given) = watch::channel(None::<T>);
-        let writer = tokio::spawn(async move {
-            let mut failing = false;
-            // Ends when the sender is dropped and the newest state is written.
-            while given.changed().await.is_ok() {
-                let Some(state) = given.borrow_and_update().clone() else {
-                    continue;
-                };
-                let (file, began) = (path.clone(), Instant::now());
-                let written = tokio::task::spawn_blocking(move || store(&file, kind, &state)).await;
-                match written {
-                    Ok(Ok(())) => failing = false,
-                    Ok(Err(error)) if !failing => {
-                        failing = true;
-                        tracing::error!(%error, "state is not saved; trying on");
-                    }
-                    Ok(Err(_)) => {}
-                    Err(error) => tracing::error!(%error, "the state's writer died"),
-                }
-                let pause = PAUSE.max(began.elapsed() * 10);
-                tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
-                    () = closed(&given) => {}
-                }
-            }
-        });
-        Self { newest, writer }
+        let (newest, given) = watch::channel(None);
+        let (failing, failure) = watch::channel(None);
+        let writer = tokio::spawn(write_on(path, kind, given, failing));
+        Self {
+            newest,
+            failure,
+            writer,
+        }
     }
 
     /// Hands over a state; it is cheap, and an older one that is not written yet is forgotten.
     pub fn put(&self, state: T) {
         self.newest.send_replace(Some(state));
+    }
+
+    /// Why the last write failed; `None` as soon as one succeeds.
+    #[must_use]
+    pub fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.failure.clone()
+    }
+
+    /// The same for people. `meanwhile`: what a restart would cost now.
+    #[must_use]
+    pub fn trouble(&self, meanwhile: &str) -> Option<Trouble> {
+        let failure = self.failure.borrow();
+        failure.as_ref().map(|error| Trouble {
+            about: "state directory".to_owned(),
+            cause: format!("{error} {meanwhile}"),
+            way_out: "Give it room, and the right to be written; it is tried again all the time."
+                .to_owned(),
+        })
     }
 
     /// Writes what was handed over last, and ends.
@@ -249,6 +251,44 @@ impl<T: Serialize + Clone + Send + Sync + 'static> Saver<T> {
         if let Err(error) = self.writer.await {
             tracing::error!(%error, "the state's writer died");
         }
+    }
+}
+
+/// Ends when nobody can give a state any more, and the newest one was tried.
+async fn write_on<T: Serialize + Clone + Send + Sync + 'static>(
+    path: PathBuf,
+    kind: &'static str,
+    mut given: watch::Receiver<Option<T>>,
+    failing: watch::Sender<Option<String>>,
+) {
+    let mut seldom = Seldom::default();
+    let mut again = false;
+    loop {
+        if !again && given.changed().await.is_err() {
+            return;
+        }
+        let Some(state) = given.borrow_and_update().clone() else {
+            continue;
+        };
+        let (file, began) = (path.clone(), Instant::now());
+        let written = tokio::task::spawn_blocking(move || store(&file, kind, &state)).await;
+        let error = match written {
+            Ok(written) => written.err().map(|error| error.to_string()),
+            Err(died) => Some(died.to_string()),
+        };
+        let failed = error.is_some();
+        if let Some(error) = &error
+            && let Some(again) = seldom.due(error, Instant::now())
+        {
+            tracing::error!(%error, again, "state is not saved; trying on");
+        }
+        failing.send_if_modified(|before| std::mem::replace(before, error.clone()) != error);
+        let pause = PAUSE.max(began.elapsed() * 10);
+        let ends = tokio::select! {
+            () = tokio::time::sleep(pause) => false,
+            () = closed(&given) => true,
+        };
+        again = failed && !ends;
     }
 }
 
@@ -302,6 +342,36 @@ mod tests {
             assert_eq!(bad.trouble("All begins anew."), None);
             fs::rename(&path, &bad.aside).unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_written_is_said_and_tried_until_it_can() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("n.state");
+        // Where the new file should be.
+        let obstacle = directory.path().join("n.state.new");
+        fs::create_dir(&obstacle).unwrap();
+        let saver = Saver::spawn(path.clone(), "n");
+        assert_eq!(saver.trouble("All is lost."), None);
+        let mut failure = saver.failure();
+        saver.put(1);
+        failure.wait_for(Option::is_some).await.unwrap();
+        let trouble = saver.trouble("All is lost.").unwrap();
+        assert!(
+            trouble.cause.contains("cannot write") && trouble.cause.contains("n.state"),
+            "{trouble:?}"
+        );
+        assert!(trouble.cause.ends_with(" All is lost."), "{trouble:?}");
+        fs::remove_dir(&obstacle).unwrap();
+        // Without another state.
+        failure.wait_for(Option::is_none).await.unwrap();
+        assert_eq!(saver.trouble("All is lost."), None);
+        assert_eq!(load(&path, "n").unwrap(), Loaded::Good(1));
+        // A state that cannot be written does not hold up the end.
+        fs::create_dir(&obstacle).unwrap();
+        saver.put(2);
+        saver.finish().await;
+        assert_eq!(load(&path, "n").unwrap(), Loaded::Good(1));
     }
 
     #[tokio::test]

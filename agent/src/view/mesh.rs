@@ -37,9 +37,13 @@ impl View {
 
 fn feed(mesh: &MeshStatus, now: Instant) -> pb::Feed {
     let status = &mesh.feed;
-    let own = mesh.troubles.iter().map(|own| trouble(own, None));
-    let told = status.troubles.iter();
-    let told = told.map(|(told, since)| trouble(told, Some(seconds(since, now))));
+    let troubles = mesh.troubles.iter().chain(&status.troubles);
+    let trouble = |(trouble, since): &(Trouble, Age)| pb::Trouble {
+        about: trouble.about.clone(),
+        cause: trouble.cause.clone(),
+        way_out: trouble.way_out.clone(),
+        age_seconds: Some(seconds(since, now)),
+    };
     pb::Feed {
         server: mesh.server.clone(),
         state: match status.state {
@@ -58,16 +62,7 @@ fn feed(mesh: &MeshStatus, now: Instant) -> pb::Feed {
             .map(|error| link_error(error, status.tries, now)),
         certificate: mesh.certificate.as_ref().map(certificate),
         listed: status.listed,
-        troubles: own.chain(told).collect(),
-    }
-}
-
-fn trouble(trouble: &Trouble, age: Option<f64>) -> pb::Trouble {
-    pb::Trouble {
-        about: trouble.about.clone(),
-        cause: trouble.cause.clone(),
-        way_out: trouble.way_out.clone(),
-        age_seconds: age,
+        troubles: troubles.map(trouble).collect(),
     }
 }
 

@@ -32,20 +32,22 @@ pub enum TroubleSource {
     State,
     /// The directory of links.
     Links,
+    /// Our own certificate.
+    Certificate,
     /// Our own cluster's rows.
     Rows,
 }
 
 /// All troubles now, each with the moment since which it is there.
 #[derive(Debug, Default)]
-pub(super) struct Troubles {
+pub struct Troubles {
     found: BTreeMap<TroubleSource, Vec<(Trouble, Age)>>,
     shown: Arc<Vec<(Trouble, Age)>>,
 }
 
 impl Troubles {
     /// What `source` finds now. `true` if that is news.
-    pub(super) fn set(
+    pub fn set(
         &mut self,
         source: TroubleSource,
         mut now_found: Vec<Trouble>,
@@ -82,7 +84,8 @@ impl Troubles {
     }
 
     /// Another one whenever anything in it changes.
-    pub(super) fn shown(&self) -> Arc<Vec<(Trouble, Age)>> {
+    #[must_use]
+    pub fn shown(&self) -> Arc<Vec<(Trouble, Age)>> {
         self.shown.clone()
     }
 }

@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use isthmus_core::mesh::FeedState;
+use isthmus_core::mesh::{Age, FeedState, Trouble};
 
-use super::world::{Agent, Mesh, World};
+use super::world::{Agent, Mesh, World, endpoint, service};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_end_without_a_word_are_told_in_plain_words() {
@@ -35,7 +35,7 @@ async fn a_bad_state_file_is_set_aside_and_said() {
     agent
         .until("the trouble", |agent| agent.status().troubles.len() == 1)
         .await;
-    let trouble = agent.status().troubles.remove(0);
+    let trouble = agent.status().troubles[0].0.clone();
     assert!(trouble.way_out.contains("peers.state.bad-1"), "{trouble:?}");
     agent
         .until("the feed", |agent| {
@@ -62,4 +62,49 @@ async fn a_bad_state_file_is_set_aside_and_said() {
         .await;
     agent.stop().await;
     east.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_file_that_cannot_be_written_is_said_until_it_can() {
+    let world = World::new();
+    let (west, east) = (world.mesh("west", 2).await, world.mesh("east", 1).await);
+    west.publish(vec![service("backend")]).await;
+    east.link("west", west.address, None);
+    let mut agent = world.agent(&east, "east", 1).await;
+    agent
+        .until("rows of west", |agent| agent.complete("west"))
+        .await;
+    // Where the new files should be. Rights would not stop root.
+    let files = ["state/mesh.state.new", "agent/peers.state.new"].map(|file| east.home.join(file));
+    for obstacle in &files {
+        // The last write may be under way.
+        while fs::create_dir(obstacle).is_err() {
+            tokio::task::yield_now().await;
+        }
+    }
+    west.publish(vec![service("backend"), endpoint("backend", 1)])
+        .await;
+    let of_mesh = |agent: &Agent| agent.status().feed.troubles;
+    let of_agent = |agent: &Agent| agent.status().troubles.to_vec();
+    let says = |found: &[(Trouble, Age)], file: &str| {
+        found
+            .iter()
+            .any(|(trouble, _)| trouble.about == "state directory" && trouble.cause.contains(file))
+    };
+    agent
+        .until("both troubles", |agent| {
+            says(&of_mesh(agent), "mesh.state") && says(&of_agent(agent), "peers.state")
+        })
+        .await;
+    for obstacle in &files {
+        fs::remove_dir(obstacle).unwrap();
+    }
+    agent
+        .until("their end", |agent| {
+            of_mesh(agent).is_empty() && of_agent(agent).is_empty()
+        })
+        .await;
+    agent.stop().await;
+    east.stop().await;
+    west.stop().await;
 }

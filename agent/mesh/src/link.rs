@@ -25,13 +25,19 @@ pub struct LinkSpec {
     /// Tried in turn.
     pub endpoints: Vec<MeshEndpoint>,
     pub tls: crate::config::TlsPaths,
+    /// `tls` is what the file names, else the mesh server's own.
+    pub names_tls: bool,
     pub file: PathBuf,
 }
 
 impl LinkSpec {
-    /// A stream that this one made is as good as one that the other would make.
+    /// A stream that this one made is as good as one that the other would make. Certificates that a link gets may be the
+    /// mesh server's own; but whoever gave them waits for a stream with them, and cannot know that.
     pub(crate) fn leads_as(&self, other: &Self) -> bool {
-        let way = |spec: &Self| (spec.endpoints.clone(), spec.tls.clone(), spec.terms.id);
+        let way = |spec: &Self| {
+            let tls = (spec.tls.clone(), spec.names_tls);
+            (spec.endpoints.clone(), tls, spec.terms.id)
+        };
         way(self) == way(other)
     }
 }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use ipnet::IpNet;
 use isthmus_core::mesh::Fault;
 use isthmus_core::model::{ClusterId, ClusterName};
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ use crate::cli::{Connect, Global, Links, Tls};
 use crate::client::{Agent, poll};
 use crate::output::show;
 use crate::report::link::{ClusterLink, Done};
-use crate::report::mesh::{ClusterMeshStatus, other_side};
+use crate::report::mesh::{Cidrs, ClusterMeshStatus, other_side};
 use crate::text::Seconds;
 
 /// A link's file, in the shape of the later custom resource.
@@ -92,7 +93,7 @@ pub(super) async fn connect(global: &Global, connect: &Connect) -> Result<ExitCo
     };
     let awaited = Awaited {
         name: connect.name.as_str(),
-        anew: spec.leads_elsewhere(&stands),
+        anew: spec.leads_elsewhere(&stands, &connect.links.links),
         spec: &spec,
     };
     let connected = |status: &ClusterMeshStatus| awaited.is_there(status, started.elapsed());
@@ -156,7 +157,21 @@ impl Awaited<'_> {
         let pinned = self.spec.id.map(|id| u32::from(id.get()));
         let waited = Seconds::new(waited.as_secs_f64());
         let since = peer.state_seconds.is_some_and(|since| since <= waited);
-        led && (pinned.is_none() || pinned == peer.id) && (since || !self.anew)
+        led && (pinned.is_none() || pinned == peer.id)
+            && (since || !self.anew)
+            && self.allows(&peer.cidrs)
+    }
+
+    /// The mesh server holds the peer to the ranges as written.
+    fn allows(&self, cidrs: &Cidrs) -> bool {
+        let Some(wanted) = &self.spec.cidrs else {
+            return true;
+        };
+        let ranges = |texts: &[String]| -> Option<Vec<IpNet>> {
+            texts.iter().map(|text| text.parse().ok()).collect()
+        };
+        let allowed = cidrs.allowed.as_deref().and_then(ranges);
+        cidrs.from.as_deref() == Some("link") && allowed.is_some() && allowed == ranges(wanted)
     }
 
     fn why_not(&self, status: &ClusterMeshStatus) -> String {
@@ -169,15 +184,14 @@ impl Awaited<'_> {
 }
 
 impl Spec {
-    /// Whether a mesh server that follows `before` connects anew. No if nothing was there before: what it follows then is
-    /// not known, and if it is the same (the link was removed a moment ago) its stream goes on. Certificates that replace
-    /// the mesh server's own may be those.
-    fn leads_elsewhere(&self, before: &StandingSpec) -> bool {
-        let tls = |before: &TlsFiles| self.tls.as_ref() != Some(before);
+    /// Whether a mesh server that follows `before`, a file of `directory`, connects anew. No if nothing was there before:
+    /// what it follows then is not known, and if it is the same (the link was removed a moment ago) its stream goes on.
+    fn leads_elsewhere(&self, before: &StandingSpec, directory: &Path) -> bool {
+        let tls = |tls: &Option<TlsFiles>| tls.as_ref().map(|tls| tls.below(directory));
         !before.endpoints.is_empty()
             && (before.endpoints != self.endpoints
                 || before.id != self.id
-                || before.tls.as_ref().is_some_and(tls))
+                || tls(&before.tls) != tls(&self.tls))
     }
 }
 
@@ -203,6 +217,16 @@ fn not_ourselves(connect: &Connect, own: &ClusterMeshStatus) -> Result<()> {
 }
 
 impl TlsFiles {
+    /// Where the files are: their paths begin at the link's own directory.
+    fn below(&self, directory: &Path) -> Self {
+        let begin = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+        Self {
+            ca: begin.join(&self.ca),
+            cert: begin.join(&self.cert),
+            key: begin.join(&self.key),
+        }
+    }
+
     /// None if nothing was named: the link then uses the mesh server's own. A file that is not there would be written
     /// into the link, and the link never connect.
     fn of(tls: &Tls) -> Result<Option<Self>> {

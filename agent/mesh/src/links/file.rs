@@ -140,6 +140,7 @@ pub(super) fn read(
         cert: base.join(files.cert),
         key: base.join(files.key),
     };
+    let names_tls = document.spec.tls.is_some();
     let Some(tls) = document.spec.tls.map(own_tls).or_else(|| tls.cloned()) else {
         return wrong(
             0,
@@ -162,6 +163,7 @@ pub(super) fn read(
         },
         endpoints,
         tls,
+        names_tls,
         file: path.to_owned(),
     })
 }

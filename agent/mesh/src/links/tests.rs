@@ -74,6 +74,32 @@ fn files_are_followed_and_what_is_broken_leaves_the_last_good() {
 }
 
 #[test]
+fn certificates_that_a_link_gets_or_loses_make_another_way_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("west.yaml");
+    let own = ["ca.crt", "client.crt", "client.key"].map(|file| directory.path().join(file));
+    let [ca, cert, key] = own;
+    let tls = Some(TlsPaths { ca, cert, key });
+    let mut links = Links::new(directory.path().to_owned(), "east".parse().unwrap(), tls);
+    let with = link("west", "endpoints: [\"a:1\"]");
+    let without = with[..with.find("tls").unwrap()].to_owned();
+    let ranges = with.replace("tls", "cidrs: [10.1.0.0/16]\n  tls");
+    let name = "west".parse().unwrap();
+    let mut follow = |text: &str| {
+        fs::write(&path, text).unwrap();
+        links.look().unwrap().links[&name].clone()
+    };
+    let mut before = follow(&without);
+    // The same files, but whoever wrote that waits to see them used.
+    for (text, as_before) in [(&with, false), (&ranges, true), (&without, false)] {
+        let spec = follow(text);
+        assert_eq!(spec.tls, before.tls);
+        assert_eq!(spec.leads_as(&before), as_before, "{text}");
+        before = spec;
+    }
+}
+
+#[test]
 fn a_file_that_is_written_anew_is_not_missed() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);

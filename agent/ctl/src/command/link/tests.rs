@@ -206,37 +206,61 @@ fn certificates_are_named_all_or_none_and_must_be_there() {
     assert!(Cli::try_parse_from(args.iter().chain(&flags[..4])).is_err());
 }
 
+/// West, connected for so long.
+fn west(endpoint: &str, id: u32, state_seconds: f64, cidrs: &[&str]) -> ClusterMeshStatus {
+    let west = proto::Peer {
+        name: "west".to_owned(),
+        id: Some(id),
+        state: proto::PeerState::Connected.into(),
+        state_seconds: Some(state_seconds),
+        complete: true,
+        endpoint: endpoint.to_owned(),
+        allowed_cidrs: cidrs.iter().map(ToString::to_string).collect(),
+        cidrs_from: if cidrs.is_empty() { "" } else { "link" }.to_owned(),
+        ..proto::Peer::default()
+    };
+    let answer = proto::GetClusterMeshResponse {
+        feed: Some(proto::Feed {
+            state: proto::FeedState::Connected.into(),
+            ..proto::Feed::default()
+        }),
+        peers: vec![west],
+        ..proto::GetClusterMeshResponse::default()
+    };
+    ClusterMeshStatus::new(answer, OffsetDateTime::UNIX_EPOCH)
+}
+
+/// Is that what `--wait` waits for, a second after the link that said `before` was written?
+fn is_there(connect: &Connect, before: &str, status: &ClusterMeshStatus) -> bool {
+    let before: StandingSpec = serde_saphyr::from_str(before).unwrap();
+    let spec = spec(connect, &before).unwrap();
+    let awaited = Awaited {
+        name: "west",
+        anew: spec.leads_elsewhere(&before, &connect.links.links),
+        spec: &spec,
+    };
+    let there = awaited.is_there(status, Duration::from_secs(1));
+    if !there {
+        let why = awaited.why_not(status);
+        assert!(
+            why.starts_with("it is still connected as its link said before"),
+            "{why}"
+        );
+    }
+    there
+}
+
 #[test]
 fn what_was_connected_before_is_not_what_was_waited_for() {
     let directory = tempfile::tempdir().unwrap();
-    let status = |endpoint: &str, id, state_seconds| {
-        let west = proto::Peer {
-            name: "west".to_owned(),
-            id: Some(id),
-            state: proto::PeerState::Connected.into(),
-            state_seconds: Some(state_seconds),
-            complete: true,
-            endpoint: endpoint.to_owned(),
-            ..proto::Peer::default()
-        };
-        let answer = proto::GetClusterMeshResponse {
-            feed: Some(proto::Feed {
-                state: proto::FeedState::Connected.into(),
-                ..proto::Feed::default()
-            }),
-            peers: vec![west],
-            ..proto::GetClusterMeshResponse::default()
-        };
-        ClusterMeshStatus::new(answer, OffsetDateTime::UNIX_EPOCH)
-    };
-    let stands = |text: &str| -> StandingSpec { serde_saphyr::from_str(text).unwrap() };
+    let status = |endpoint, id, seconds| west(endpoint, id, seconds, &["10.12.0.0/16"]);
     let same = "{id: 2, endpoints: ['10.2.0.2:4260'], cidrs: [10.12.0.0/16]}";
     let (before, new) = ("10.2.0.1:4260", "10.2.0.2:4260");
     let rows = [
         ("{}", status(new, 2, 60.0), true),
         ("{}", status(before, 2, 0.1), false),
         ("{}", status(new, 3, 0.1), false),
-        // It only allows another range: its stream goes on.
+        // Its stream goes on.
         (same, status(new, 2, 60.0), true),
         // What it leads to is tried, and the old stream was not yet seen to end.
         (
@@ -258,21 +282,47 @@ fn what_was_connected_before_is_not_what_was_waited_for() {
     ];
     let connect = parse(directory.path(), &["--id", "2"]);
     for (before, status, wanted) in rows {
-        let before = stands(before);
-        let spec = spec(&connect, &before).unwrap();
-        let awaited = Awaited {
-            name: "west",
-            anew: spec.leads_elsewhere(&before),
-            spec: &spec,
-        };
-        let there = awaited.is_there(&status, Duration::from_secs(1));
-        assert_eq!(there, wanted, "{before:?} {status:?}");
-        if !there {
-            let why = awaited.why_not(&status);
-            assert!(
-                why.starts_with("it is still connected as its link said before"),
-                "{why}"
-            );
+        assert_eq!(
+            is_there(&connect, before, &status),
+            wanted,
+            "{before} {status:?}"
+        );
+    }
+}
+
+#[test]
+fn certificates_and_ranges_are_waited_for_as_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |file: &str| directory.path().join(file).to_str().unwrap().to_owned();
+    let (ca, cert, key) = (at("ca.crt"), at("mesh.crt"), at("mesh.key"));
+    for file in [&ca, &cert, &key] {
+        fs::write(file, "x").unwrap();
+    }
+    let flags = ["--tls-ca", &ca, "--tls-cert", &cert, "--tls-key", &key];
+    let connect = parse(directory.path(), &flags);
+    let endpoint = "10.2.0.2:4260";
+    let link = |tls: &str| format!("{{endpoints: ['{endpoint}']{tls}}}");
+    let other = link(", tls: {ca: a.crt, cert: mesh.crt, key: mesh.key}");
+    for before in [link(""), other] {
+        for (seconds, wanted) in [(60.0, false), (0.9, true)] {
+            let status = west(endpoint, 2, seconds, &[]);
+            assert_eq!(is_there(&connect, &before, &status), wanted, "{before}");
         }
+    }
+    // The same files by another path lead nowhere else.
+    let same = link(", tls: {ca: ca.crt, cert: mesh.crt, key: mesh.key}");
+    assert!(is_there(&connect, &same, &west(endpoint, 2, 60.0, &[])));
+
+    let connect = parse(
+        directory.path(),
+        &["--cidr", "10.12.0.0/16", "--cidr", "FD00:12::/48"],
+    );
+    for (cidrs, wanted) in [
+        (&[][..], false),
+        (&["10.13.0.0/16"], false),
+        (&["10.12.0.0/16", "fd00:12::/48"], true),
+    ] {
+        let status = west(endpoint, 2, 60.0, cidrs);
+        assert_eq!(is_there(&connect, &link(""), &status), wanted, "{cidrs:?}");
     }
 }

@@ -13,6 +13,7 @@ mod load;
 mod orphans;
 mod pins;
 mod plan;
+mod probe;
 mod sys;
 mod tables;
 pub mod trivial;
@@ -21,17 +22,17 @@ mod words;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::Ebpf;
 use isthmus_abi::{
-    BackendFailuresRow, BackendHealthRow, BackendRow, ClientWord, Counter, Frontend4Key,
-    FrontendValue, NetPort, Ring, ScopeProtocol, ServiceHealthRow, ServiceLimitsRow, Slot, client,
+    BackendFailuresRow, BackendHealthRow, BackendRow, ClientWord, Counter, Ring, ServiceHealthRow,
+    ServiceLimitsRow, Slot, client,
 };
-use isthmus_core::table::{TableBackend, TableError, Tables};
+use isthmus_core::table::{TableError, Tables};
 use nix::fcntl::Flock;
 use zerocopy::IntoBytes;
 
@@ -52,9 +53,6 @@ use cgroup::Cgroup;
 use load::{load, open_map};
 use pins::{ensure_bpffs, lock_dir, remove_other_versions};
 use tables::Mapping;
-
-/// An address of TEST-NET-1 (RFC 5737): nobody's service. The probe's frontend for a moment.
-const PROBE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
 
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
@@ -428,33 +426,12 @@ impl Datapath {
         .map_err(failed("settings"))
     }
 
-    /// For a moment there is a frontend without a ring, and a process in another cgroup that must be refused by it.
     fn prove(&self) -> Result<Proof, DatapathError> {
         if !self.cgroup.visible {
             return Ok(Proof::OutOfReach);
         }
-        let mut frontends: KernelHash<Frontend4Key, FrontendValue> = self.hash("frontends4", "")?;
-        let (address, port) = PROBE;
-        let key = Frontend4Key {
-            address: u32::from(address).to_be(),
-            port: NetPort::from_host(port),
-            scope_protocol: ScopeProtocol::new(0, ScopeProtocol::UDP),
-        };
-        frontends.remove(key)?;
-        let value = FrontendValue {
-            service: u32::MAX,
-            reserved: 0,
-        };
-        match frontends.put(key, value) {
-            // What is served has the room. A node must not lose its agent for a probe.
-            Err(TableError::Full { .. }) => return Ok(Proof::NoRoom),
-            put => put?,
-        }
-        let proof = self.cgroup.prove(SocketAddr::from(PROBE));
-        frontends.remove(key)?;
-        grace_period().map_err(DatapathError::NoGrace)?;
-        proof?;
-        Ok(Proof::Seen)
+        let connect = |address| self.cgroup.prove(address);
+        probe::probe(&mut self.hash("frontends4", "")?, grace_period, connect)
     }
 }
 

@@ -32,7 +32,7 @@ use isthmus_abi::{
     BackendFailuresRow, BackendHealthRow, BackendRow, ClientWord, Counter, Ring, ServiceHealthRow,
     ServiceLimitsRow, Slot, client,
 };
-use isthmus_core::table::{TableError, Tables};
+use isthmus_core::table::{TableBackend, TableError, Tables};
 use nix::fcntl::Flock;
 use zerocopy::IntoBytes;
 
@@ -401,21 +401,21 @@ impl Datapath {
     }
 
     fn write_settings(&self, config: &DatapathConfig) -> Result<(), DatapathError> {
-        let failed = |name| move |cause| DatapathError::Map { name, cause };
         let settings = plan::settings(config)?;
-        if !config.translate_pods {
-            let cookie = netns_cookie().map_err(DatapathError::NetnsCookie)?;
+        let own = if config.translate_pods {
+            None
+        } else {
+            Some(netns_cookie().map_err(DatapathError::NetnsCookie)?)
+        };
+        let mut clients = self.hash::<u64, ClientWord>("clients", "")?;
+        if let Some(cookie) = own
+            && clients.get(&cookie)?.is_none()
+        {
             let word = ClientWord {
                 scope: client::TRANSLATE,
                 reserved: 0,
             };
-            sys::map_update(
-                self.map("clients")?.as_fd(),
-                cookie.as_bytes(),
-                word.as_bytes(),
-                sys::ANY,
-            )
-            .map_err(failed("clients"))?;
+            clients.put(cookie, word)?;
         }
         sys::map_update(
             self.map("settings")?.as_fd(),
@@ -423,7 +423,21 @@ impl Datapath {
             settings.as_bytes(),
             sys::ANY,
         )
-        .map_err(failed("settings"))
+        .map_err(|cause| DatapathError::Map {
+            name: "settings",
+            cause,
+        })?;
+        // An earlier agent's, of a namespace that it was in: its clients are not this one's.
+        let mut others = Vec::new();
+        clients.for_each(&mut |cookie, _| {
+            if Some(cookie) != own {
+                others.push(cookie);
+            }
+        })?;
+        for cookie in others {
+            clients.remove(cookie)?;
+        }
+        Ok(())
     }
 
     fn prove(&self) -> Result<Proof, DatapathError> {

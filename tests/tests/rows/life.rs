@@ -2,10 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Context, ensure};
-use isthmus_abi::{Counter, Ring, Slot};
+use anyhow::{Context, bail, ensure};
+use isthmus_abi::{ClientWord, Counter, Ring, Slot};
 use isthmus_agent::datapath::earlier::Earlier;
+use isthmus_agent::datapath::{DatapathConfig, KernelHash};
 use isthmus_core::model::Protocol;
+use isthmus_core::table::TableBackend;
+use nix::libc;
+use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Socket, Type};
 
 use super::Row;
@@ -28,6 +32,10 @@ pub fn rows() -> Vec<Row> {
         row(
             "an earlier ABI: sockets that it connected still remember",
             earlier_abi,
+        ),
+        row(
+            "host only: its clients are those of the agent's present namespace",
+            host_moves,
         ),
         row("3,000 live sockets: each remembers its own service", crowd),
         row(
@@ -123,6 +131,45 @@ fn other_version(world: &mut World) -> anyhow::Result<()> {
         .filter(|entry| entry.file_name().to_string_lossy().starts_with('v'))
         .count();
     ensure!(versions == 1, "{versions} versions of maps are pinned");
+    Ok(())
+}
+
+/// Cookies of the network namespaces that have a row.
+fn client_rows(world: &World) -> anyhow::Result<Vec<u64>> {
+    let mut cookies = Vec::new();
+    let clients: KernelHash<u64, ClientWord> = world.datapath().hash("clients", "")?;
+    clients.for_each(&mut |cookie, _| cookies.push(cookie))?;
+    Ok(cookies)
+}
+
+/// `--socket-lb=host`, by an agent that is started again in another network namespace.
+fn host_moves(world: &mut World) -> anyhow::Result<()> {
+    let host = |config: &mut DatapathConfig| config.translate_pods = false;
+    world.start(host)?;
+    let before = client_rows(world)?;
+    ensure!(before.len() == 1, "{before:?}");
+    udp()?.connect(&service().into())?;
+    let elsewhere = std::thread::scope(|scope| {
+        let moved = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            world.start(host)
+        });
+        moved.join()
+    });
+    match elsewhere {
+        Ok(started) => started.context("in another namespace")?,
+        Err(_) => bail!("the other namespace's thread panicked"),
+    }
+    let after = client_rows(world)?;
+    ensure!(
+        after.len() == 1 && after != before,
+        "{before:?} became {after:?}"
+    );
+    // Who is not the host any more passes unchanged.
+    expect_errno(udp()?.connect(&service().into()), libc::ENETUNREACH)?;
+    world.start(|_| ())?;
+    let all = client_rows(world)?;
+    ensure!(all.is_empty(), "every client is served, and {all:?}");
     Ok(())
 }
 
@@ -258,7 +305,7 @@ fn foreign_slot(world: &mut World) -> anyhow::Result<()> {
         .tables()
         .slots
         .put(UDP4 * 4, Slot::new(TCP4 * 4, TCP4))?;
-    expect_errno(udp()?.connect(&service().into()), nix::libc::ECONNREFUSED)?;
+    expect_errno(udp()?.connect(&service().into()), libc::ECONNREFUSED)?;
     world.expect_counter(Counter::RefusedDrawGaveUp, 1)?;
     world.expect_counter(Counter::DrawRetried, u64::from(isthmus_abi::DRAW_TRIES))?;
     let other = world.connects(TCP4 * 4)?;

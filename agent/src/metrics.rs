@@ -160,7 +160,7 @@ impl NodeMetrics {
             let count = source
                 .problems
                 .iter()
-                .filter(|problem| problem.kind == kind)
+                .filter(|(problem, _)| problem.kind == kind)
                 .count();
             (
                 [("kind", name)],

@@ -657,10 +657,11 @@ pub struct ServiceBackend {
     /// itself; or, with all of all tiers ejected, it is of the first tier.
     #[prost(bool, tag = "13")]
     pub preferred: bool,
-    /// Slots that it has in its tier: with `tier_slots` its share of the tier's connections. Absent without a tier.
+    /// Slots that it has in its tier of the kernel's ring: with `tier_slots` its share of the tier's connections. Absent if
+    /// it has none.
     #[prost(uint32, optional, tag = "14")]
     pub slots: ::core::option::Option<u32>,
-    /// All slots of its tier. Absent without a tier.
+    /// All slots of that tier; absent without `slots`.
     #[prost(uint32, optional, tag = "15")]
     pub tier_slots: ::core::option::Option<u32>,
     /// Its row in `backends`; absent if it has none.

@@ -123,6 +123,8 @@ pub struct Reconciler {
     members: BTreeMap<(Sid, BackendKey), Member>,
     /// The rows of `frontends4` and `frontends6`: a service's index, or [`ADDRESS_ONLY`].
     frontends: HashMap<Frontend, u32>,
+    /// Those of `frontends6`.
+    frontends6: u32,
     /// Frontends found in the maps that nobody wants, until Local's list is complete.
     kept: BTreeSet<Frontend>,
     /// How many objects want an address to be marked as ours.

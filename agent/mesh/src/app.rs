@@ -220,7 +220,7 @@ async fn publish(
             .status
             .problems
             .iter()
-            .map(ToString::to_string)
+            .map(|(problem, _)| problem.to_string())
             .collect();
         for problem in problems.iter().filter(|problem| !told.contains(*problem)) {
             tracing::warn!("source: {problem}");

@@ -143,7 +143,7 @@ fn rings(datapath: &Datapath) -> Result<Vec<pb::LbRing>, DatapathError> {
 }
 
 /// The words of a ring's span: heads, then every tier's slots. A ring that moved meanwhile gives what is there now.
-fn span(slots: &MappedArray<Slot>, ring: Ring) -> Vec<u64> {
+pub(super) fn span(slots: &MappedArray<Slot>, ring: Ring) -> Vec<u64> {
     let heads = u32::from(ring.tiers()).saturating_sub(1);
     let first_end = heads.saturating_add(ring.len());
     let word = |offset: u32| {
@@ -159,6 +159,19 @@ fn span(slots: &MappedArray<Slot>, ring: Ring) -> Vec<u64> {
         .fold(first_end, u32::max)
         .min(slots.capacity());
     (0..end).map_while(word).collect()
+}
+
+/// Every tier's slots in the words of a span; of a ring that moved meanwhile, those that are there.
+pub(super) fn tiers(words: &[u64], ring: Ring) -> impl Iterator<Item = &[u64]> {
+    let heads = usize::from(ring.tiers()).saturating_sub(1);
+    let first = (heads, ring.len() as usize);
+    let others = words.iter().take(heads).map(|head| {
+        let head = TierHead(*head);
+        (head.offset() as usize, head.len() as usize)
+    });
+    std::iter::once(first)
+        .chain(others)
+        .map(|(offset, len)| words.get(offset..offset + len).unwrap_or_default())
 }
 
 fn backends(datapath: &Datapath, health: &HealthRows) -> Result<Vec<pb::LbBackend>, DatapathError> {

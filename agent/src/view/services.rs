@@ -1,22 +1,28 @@
 //! Every frontend with the backends behind it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
+use isthmus_abi::{Ring, Slot};
 use isthmus_core::desired::{self, BackendView, FrontendView, Rank, ServiceView};
 use isthmus_core::model::{Condition, ObjectName};
 use isthmus_core::store::Owner;
 use isthmus_proto::node::v1 as pb;
 
 use super::health::{HealthRows, backend_health};
-use super::lb::{Backend, Backends, ServiceIndices, backends_by_name, service_indices};
+use super::lb::{
+    Backend, Backends, ServiceIndices, backends_by_name, service_indices, span, tiers,
+};
 use super::{View, seconds_since};
 use crate::api::ViewError;
+use crate::datapath::MappedArray;
 use crate::engine::Published;
 
 /// What the kernel's maps say, for all services at once.
 struct Kernel {
     services: ServiceIndices,
     backends: Backends,
+    rings: MappedArray<Ring>,
+    slots: MappedArray<Slot>,
     /// In ticks of health's rows.
     now: u64,
 }
@@ -24,6 +30,36 @@ struct Kernel {
 impl Kernel {
     fn backend(&self, index: Option<u32>, backend: &BackendView) -> Option<&Backend> {
         self.backends.get(&(index?, backend.address, backend.port))
+    }
+
+    fn shares(&self, index: Option<u32>) -> Shares {
+        index.map_or_else(Shares::default, |index| {
+            let ring = self.rings.get(index);
+            Shares::of(&span(&self.slots, ring), ring, index)
+        })
+    }
+}
+
+/// How many slots of its tier a backend has, and how many there are: by the backend's id.
+#[derive(Debug, Default)]
+struct Shares(HashMap<u32, (u32, u32)>);
+
+impl Shares {
+    /// From the words of the span of a service's ring. While it changes a backend may stand in two tiers: the first counts.
+    fn of(words: &[u64], ring: Ring, service: u32) -> Self {
+        let mut shares = HashMap::new();
+        for tier in tiers(words, ring) {
+            let all = u32::try_from(tier.len()).unwrap_or(u32::MAX);
+            let mut in_tier = HashMap::<u32, u32>::new();
+            let slots = tier.iter().map(|word| Slot(*word));
+            for slot in slots.filter(|slot| slot.service() == service) {
+                *in_tier.entry(slot.backend()).or_default() += 1;
+            }
+            for (backend, slots) in in_tier {
+                shares.entry(backend).or_insert((slots, all));
+            }
+        }
+        Self(shares)
     }
 }
 
@@ -35,6 +71,8 @@ impl View {
             Ok(Kernel {
                 services: service_indices(datapath)?,
                 backends: backends_by_name(datapath, &health)?,
+                rings: datapath.array()?,
+                slots: datapath.array()?,
                 now: health.now(),
             })
         })?;
@@ -98,6 +136,7 @@ impl View {
             row.is_some_and(|row| row.health.is_out())
         };
         let tiers = Tiers::of(backends.clone(), is_out);
+        let shares = kernel.shares(index);
         pb::Frontend {
             service: service.name.to_string(),
             port_name: view.port_name.to_string(),
@@ -116,19 +155,35 @@ impl View {
             service_index: index,
             problem,
             backends: backends
-                .map(|backend| self.backend(published, kernel, service, &tiers, index, backend))
+                .map(|backend| {
+                    let row = kernel.backend(index, backend);
+                    let share = row.and_then(|row| shares.0.get(&row.id)).copied();
+                    let health = row.map(|row| {
+                        let heard = published.heard_of(row.id, row.generation);
+                        backend_health(&row.health, kernel.now, heard)
+                    });
+                    let (slots, tier_slots) = share.unzip();
+                    pb::ServiceBackend {
+                        slots,
+                        tier_slots,
+                        backend_id: row.map(|row| row.id),
+                        connects: row.map(|row| row.health.connects),
+                        health,
+                        ..self.backend(published, service, &tiers, backend, row)
+                    }
+                })
                 .collect(),
         }
     }
 
+    /// What is wanted of it; `row` is what the kernel holds.
     fn backend(
         &self,
         published: &Published,
-        kernel: &Kernel,
         service: &ServiceView,
         tiers: &Tiers,
-        index: Option<u32>,
         backend: &BackendView,
+        row: Option<&Backend>,
     ) -> pb::ServiceBackend {
         let local = backend.cluster == self.cluster_id;
         let owner = if local {
@@ -143,11 +198,6 @@ impl View {
         let changed = published
             .changed
             .get(&(owner, service.name.clone(), backend.address));
-        let row = kernel.backend(index, backend);
-        let health = row.map(|row| {
-            let heard = published.heard_of(row.id, row.generation);
-            backend_health(&row.health, kernel.now, heard)
-        });
         let state = match backend.condition {
             Condition::NotReady => pb::BackendState::NotReady,
             _ if backend.elsewhere => pb::BackendState::Elsewhere,
@@ -174,11 +224,7 @@ impl View {
             preferred: backend.rank.is_some()
                 && backend.rank == tiers.serving
                 && (tiers.fallen_open || row.is_none_or(|row| !row.health.is_out())),
-            slots: backend.rank.map(|_| 1),
-            tier_slots: backend.rank.map(|rank| tiers.size(rank)),
-            backend_id: row.map(|row| row.id),
-            connects: row.map(|row| row.health.connects),
-            health,
+            ..pb::ServiceBackend::default()
         }
     }
 }
@@ -186,7 +232,6 @@ impl View {
 /// Ranks that have a backend, in order: the tiers of the ring.
 struct Tiers {
     ranks: Vec<Rank>,
-    sizes: HashMap<Rank, u32>,
     /// Where connections go: the first tier with a backend that is not ejected.
     serving: Option<Rank>,
     /// There is none: the first tier serves as if none of it were ejected.
@@ -198,12 +243,8 @@ impl Tiers {
         backends: impl Iterator<Item = &'a BackendView> + Clone,
         is_out: impl Fn(&BackendView) -> bool,
     ) -> Self {
-        let mut sizes = HashMap::new();
-        for rank in backends.clone().filter_map(|backend| backend.rank) {
-            *sizes.entry(rank).or_default() += 1;
-        }
-        let mut ranks: Vec<Rank> = sizes.keys().copied().collect();
-        ranks.sort_unstable();
+        let ranks = backends.clone().filter_map(|backend| backend.rank);
+        let ranks: Vec<Rank> = ranks.collect::<BTreeSet<_>>().into_iter().collect();
         let able = backends
             .filter(|backend| !is_out(backend))
             .filter_map(|backend| backend.rank)
@@ -212,7 +253,6 @@ impl Tiers {
             serving: able.or(ranks.first().copied()),
             fallen_open: able.is_none(),
             ranks,
-            sizes,
         }
     }
 
@@ -222,8 +262,33 @@ impl Tiers {
             .ok()
             .and_then(|place| u32::try_from(place).ok())
     }
+}
 
-    fn size(&self, rank: Rank) -> u32 {
-        self.sizes.get(&rank).copied().unwrap_or_default()
+#[cfg(test)]
+mod tests {
+    use isthmus_abi::TierHead;
+
+    use super::*;
+
+    #[test]
+    fn shares_are_counted_in_the_ring() {
+        // Backend 1 twice and 2 once in the first tier, 3 and a slot of another service in the second; 1 stands in both.
+        let slot = |backend, service| Slot::new(backend, service).0;
+        let words = [
+            TierHead::new(4, 3).0,
+            slot(1, 7),
+            slot(2, 7),
+            slot(1, 7),
+            slot(3, 7),
+            slot(4, 8),
+            slot(1, 7),
+        ];
+        let ring = Ring::new(100, 2, 3);
+        let shares = Shares::of(&words, ring, 7).0;
+        let wanted = [(1, (2, 3)), (2, (1, 3)), (3, (1, 3))];
+        assert_eq!(shares, HashMap::from(wanted));
+        // A ring that moved meanwhile.
+        assert_eq!(Shares::of(&words[..5], ring, 7).0.len(), 2);
+        assert_eq!(Shares::of(&[], Ring::EMPTY, 7).0, HashMap::new());
     }
 }

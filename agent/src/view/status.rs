@@ -89,7 +89,7 @@ impl View {
     }
 }
 
-fn problem(problem: &Problem) -> pb::Problem {
+fn problem((problem, since): &(Problem, Instant)) -> pb::Problem {
     pb::Problem {
         kind: match problem.kind {
             ProblemKind::Broken => pb::ProblemKind::Broken,
@@ -101,7 +101,7 @@ fn problem(problem: &Problem) -> pb::Problem {
         object: problem.object.clone(),
         field: problem.field.clone(),
         message: problem.message.clone(),
-        age_seconds: None,
+        age_seconds: Some(seconds_since(*since)),
     }
 }
 
@@ -167,7 +167,8 @@ fn usage(map: &MapUse, published: &Published) -> pb::MapUsage {
     let counts = &published.counts;
     let (entries, flag) = match map.name {
         "services" => (Some(counts.services), "--lb-services-max"),
-        "frontends4" | "frontends6" => (None, "--lb-services-max"),
+        "frontends4" => (Some(counts.frontends4), "--lb-services-max"),
+        "frontends6" => (Some(counts.frontends6), "--lb-services-max"),
         "slots" => (Some(counts.ring_slots), "--lb-ring-slots-max"),
         "backends" => (Some(counts.backends), "--lb-backends-max"),
         "backend_failures" => (None, "--lb-backends-max"),
@@ -250,5 +251,54 @@ fn failing(fault: &Fault) -> pb::FailingRow {
         age_seconds: seconds_since(fault.since),
         tries: fault.attempts.into(),
         next_try_seconds: Some(until.as_secs_f64()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use isthmus_core::reconcile::Counts;
+
+    use super::*;
+
+    #[test]
+    fn fill_is_told_where_rows_are_counted_and_problems_have_an_age() {
+        let counts = Counts {
+            services: 1,
+            backends: 2,
+            ring_slots: 3,
+            frontends4: 4,
+            frontends6: 5,
+            ..Counts::default()
+        };
+        let published = Published {
+            counts,
+            ..Published::default()
+        };
+        let rows = [
+            ("services", Some(1)),
+            ("backends", Some(2)),
+            ("slots", Some(3)),
+            ("frontends4", Some(4)),
+            ("frontends6", Some(5)),
+            ("sockets_spilled", None),
+        ];
+        for (name, wanted) in rows {
+            let map = MapUse {
+                name,
+                id: 1,
+                capacity: 8,
+                memlock: 64,
+            };
+            assert_eq!(usage(&map, &published).entries, wanted, "{name}");
+        }
+        let broken = Problem {
+            kind: ProblemKind::Broken,
+            place: "a.yaml:1".to_owned(),
+            object: String::new(),
+            field: String::new(),
+            message: "is no YAML".to_owned(),
+        };
+        let age = problem(&(broken, Instant::now())).age_seconds;
+        assert!(age.is_some_and(|age| (0.0..60.0).contains(&age)));
     }
 }

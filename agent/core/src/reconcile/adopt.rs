@@ -89,6 +89,7 @@ impl Reconciler {
             removed: BTreeSet::new(),
             queues: Queues::default(),
             frontends: HashMap::new(),
+            frontends6: 0,
             writes: 0,
             writes_failed: 0,
             round_end: 0,
@@ -135,6 +136,8 @@ impl Reconciler {
                 this.queues.push(Work::LetGo(Retired::Backend(id)));
             }
         }
+        let v6 = found.frontends.keys().filter(|row| !row.address.is_v4());
+        this.frontends6 = u32::try_from(v6.count()).unwrap_or(u32::MAX);
         this.frontends = found.frontends;
         this.backends = Backends::new(this.backends.ids, found.backends);
         Ok((this, adopted))

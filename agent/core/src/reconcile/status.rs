@@ -21,7 +21,9 @@ pub struct Counts {
     /// Slots in spans that are in use, their slack included.
     pub ring_slots: u32,
     pub ring_slots_max: u32,
-    pub frontends: u32,
+    /// Rows of frontends, those of addresses alone included.
+    pub frontends4: u32,
+    pub frontends6: u32,
     /// Work that is queued or waits for a grace period.
     pub pending: u32,
     /// Work that failed and is to be tried again.
@@ -86,7 +88,8 @@ impl Reconciler {
             backends_max: self.backends.ids.capacity(),
             ring_slots: self.spans.taken(),
             ring_slots_max: self.spans.capacity(),
-            frontends: count(self.frontends.len()),
+            frontends4: count(self.frontends.len()).saturating_sub(self.frontends6),
+            frontends6: self.frontends6,
             pending: count(self.queues.pending()),
             failing: count(self.queues.failures().count()),
             retired: count(self.grace.waiting()),

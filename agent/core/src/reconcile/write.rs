@@ -83,7 +83,9 @@ impl Reconciler {
             FrontendKey::V6(key) => self.tables.frontends6.put(key, value),
         };
         self.tried(result)?;
-        self.frontends.insert(frontend, service);
+        if self.frontends.insert(frontend, service).is_none() {
+            self.frontends6 += u32::from(!frontend.address.is_v4());
+        }
         Ok(())
     }
 
@@ -93,7 +95,9 @@ impl Reconciler {
             FrontendKey::V6(key) => self.tables.frontends6.remove(key),
         };
         self.tried(result)?;
-        self.frontends.remove(&frontend);
+        if self.frontends.remove(&frontend).is_some() {
+            self.frontends6 -= u32::from(!frontend.address.is_v4());
+        }
         self.kept.remove(&frontend);
         self.grace.frontend_deleted();
         Ok(())

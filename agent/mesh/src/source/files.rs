@@ -9,6 +9,7 @@
 //! - *Removal* waits a millisecond for company. Alone, it is a user's word. With others, it waits until they end, and is
 //!   forgotten if the directory itself is gone then: `rm -r` and an unmount remove nothing.
 
+mod ages;
 mod events;
 mod removal;
 mod tree;
@@ -46,8 +47,8 @@ pub struct SourceStatus {
     pub endpoints: usize,
     /// Objects of kinds that Isthmus does not know, by `Kind.group`.
     pub unknown_kinds: BTreeMap<String, usize>,
-    /// What is wrong with, or not done for, the objects. Ages in them are those of the last look.
-    pub problems: Arc<[Problem]>,
+    /// What is wrong with, or not done for, the objects, and since when. Ages in the words are those of the last look.
+    pub problems: Arc<[(Problem, Instant)]>,
     /// When rows last changed.
     pub last_change: Option<Instant>,
     /// Why the directory cannot be listed, and since when; what was read before stays.

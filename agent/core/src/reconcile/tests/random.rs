@@ -328,7 +328,8 @@ proptest! {
                 world.say(Owner::Local, vec![RowChange::ServiceGone(name(service))]);
             }
         });
-        prop_assert_eq!(world.reconciler.counts().frontends, 0);
+        let counts = world.reconciler.counts();
+        prop_assert_eq!((counts.frontends4, counts.frontends6), (0, 0));
     }
 
     /// Each prefix of all writes, the recoveries' included, starts an agent that converges.

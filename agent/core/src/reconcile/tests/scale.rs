@@ -98,7 +98,11 @@ fn ipv6_services_stand_in_their_own_map() {
     fill(&mut world, rows);
     let maps = world.memory.maps().clone();
     assert_eq!((maps.frontends4.len(), maps.frontends6.len()), (2, 2));
-    assert_eq!(world.reconciler.counts().services, 2);
+    let counts = world.reconciler.counts();
+    assert_eq!(
+        (counts.services, counts.frontends4, counts.frontends6),
+        (2, 2, 2)
+    );
     let mut again = World::on(maps, std::mem::take(&mut world.store));
     let before = again.writes();
     again.say_all();

@@ -398,6 +398,10 @@ impl World {
             .count();
         let backends: usize = wanted.values().map(|answers| answers.all().len()).sum();
         let counts = self.reconciler.counts();
+        assert_eq!(
+            (counts.frontends4 as usize, counts.frontends6 as usize),
+            (maps.frontends4.len(), maps.frontends6.len())
+        );
         assert_eq!((live, counts.backends as usize), (backends, backends));
         assert_eq!(counts.services as usize, wanted.len());
         assert_eq!((counts.pending, counts.failing, counts.retired), (0, 0, 0));
@@ -423,6 +427,8 @@ impl World {
         assert_eq!((adopted.leftovers, adopted.broken), (0, 0));
         // Room that is used up to the last slot is given back on adoption, if it is free.
         assert!(again.counts().ring_slots <= 2 * spans);
+        assert_eq!(again.counts().frontends4, counts.frontends4);
+        assert_eq!(again.counts().frontends6, counts.frontends6);
         assert_eq!(again.counts().backends, counts.backends);
     }
 }

@@ -146,6 +146,12 @@ fn of_problem(problem: &Problem) -> Attention {
         cause.push_str(": ");
     }
     cause.push_str(&problem.message);
+    // What this version does not do is no state that began some time ago.
+    if let Some(age) = problem.age_seconds
+        && problem.kind != ProblemKind::NotHandled
+    {
+        cause.push_str(&format!(" (for {age})"));
+    }
     match problem.kind {
         ProblemKind::Broken => Attention::fault("broken", cause),
         ProblemKind::Conflict => Attention::fault("conflict", cause),

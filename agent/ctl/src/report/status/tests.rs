@@ -128,11 +128,11 @@ fn every_fault_of_the_contract_exits_1_with_its_cause() {
                     object: "Service production/backend".to_owned(),
                     field: "spec.ports[0].port".to_owned(),
                     message: "80800 is not 1..65535; last good version (12s old) stays".to_owned(),
-                    age_seconds: Some(12.0),
+                    age_seconds: Some(7.0),
                 };
                 s.sources[0].problems = vec![problem];
             },
-            "! broken  backend.yaml:9: Service production/backend: spec.ports[0].port: 80800 is not 1..65535; last good version (12s old) stays\n",
+            "! broken  backend.yaml:9: Service production/backend: spec.ports[0].port: 80800 is not 1..65535; last good version (12s old) stays (for 7s)\n",
         ),
         (
             |s| {
@@ -225,6 +225,7 @@ fn what_is_not_handled_unknown_or_nearly_full_is_a_note() {
             object: "Service a/b".to_owned(),
             field: "spec.sessionAffinity".to_owned(),
             message: "not done by this version".to_owned(),
+            age_seconds: Some(7.0),
             ..proto::Problem::default()
         }];
         s.sources[0].unknown_kinds = vec![proto::UnknownKind {

@@ -183,7 +183,7 @@ async fn the_first_list_comes_whole_with_its_passport() {
         .status
         .problems
         .iter()
-        .map(ToString::to_string)
+        .map(|(problem, _)| problem.to_string())
         .collect();
     assert_eq!(
         problems,
@@ -263,12 +263,18 @@ async fn a_file_that_is_being_written_is_left_alone() {
     watched
         .until(|watched| !watched.status.problems.is_empty())
         .await;
-    let words = watched.status.problems[0].to_string();
+    let (problem, since) = watched.status.problems[0].clone();
+    let words = problem.to_string();
     assert!(
         words.starts_with("a.yaml:") && words.ends_with("last good version (0s old) stays"),
         "{words}"
     );
     assert_eq!(watched.services["a"], 2);
+    // A scan later it is as old as it is.
+    watched
+        .until(|watched| watched.status.problems[0].0 != problem)
+        .await;
+    assert_eq!(watched.status.problems[0].1, since);
     watched.write("a.yaml", &service("a", 3));
     watched.until_port("a", 3).await;
     assert!(watched.status.problems.is_empty());

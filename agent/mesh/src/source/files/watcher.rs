@@ -21,7 +21,7 @@ use tracing::{error, warn};
 use super::events::{Events, Happened};
 use super::removal::{Missing, Removals};
 use super::tree::{self, DirectoryId, Found, Listing, Version, is_below};
-use super::{SourceStatus, SourceUpdate};
+use super::{SourceStatus, SourceUpdate, ages};
 
 /// Between two scans; more if a scan takes more than a hundredth of it.
 const SCAN_EVERY: Duration = Duration::from_secs(5);
@@ -423,6 +423,7 @@ impl Watcher {
             self.ages_passed = false;
             let mut problems = self.manifests.problems(self.started.elapsed());
             problems.extend(self.unlisted.iter().chain(&self.events_fault).cloned());
+            let problems = ages::since(&status.problems, problems, Instant::now());
             if *status.problems != *problems {
                 status.problems = problems.into();
             }

@@ -11,12 +11,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
-const MAP_GET_NEXT_KEY: libc::c_long = 4;
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
 const PROG_GET_FD_BY_ID: libc::c_long = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const PROG_QUERY: libc::c_long = 16;
+const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
 
@@ -67,11 +67,11 @@ struct ElemAttr {
 }
 
 impl ElemAttr {
-    fn new(map: BorrowedFd<'_>, key: Option<&[u8]>, value: u64, flags: u64) -> Self {
+    fn new(map: BorrowedFd<'_>, key: &[u8], value: u64, flags: u64) -> Self {
         Self {
             map_fd: raw(map),
             pad: 0,
-            key: key.map_or(0, |key| key.as_ptr() as u64),
+            key: key.as_ptr() as u64,
             value,
             flags,
         }
@@ -80,30 +80,71 @@ impl ElemAttr {
 
 /// Reads a value; `false` if the key is not there. The buffers must have the map's sizes.
 pub fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
-    let mut attr = ElemAttr::new(map, Some(key), value.as_mut_ptr() as u64, ANY);
+    let mut attr = ElemAttr::new(map, key, value.as_mut_ptr() as u64, ANY);
     found(bpf(MAP_LOOKUP_ELEM, &mut attr))
 }
 
 /// Writes a value, under `flags` [`ANY`] or [`NO_EXIST`].
 pub fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
-    let mut attr = ElemAttr::new(map, Some(key), value.as_ptr() as u64, flags);
+    let mut attr = ElemAttr::new(map, key, value.as_ptr() as u64, flags);
     bpf(MAP_UPDATE_ELEM, &mut attr).map(drop)
 }
 
 /// Removes a key; `false` if it was not there.
 pub fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
-    found(bpf(
-        MAP_DELETE_ELEM,
-        &mut ElemAttr::new(map, Some(key), 0, ANY),
-    ))
+    found(bpf(MAP_DELETE_ELEM, &mut ElemAttr::new(map, key, 0, ANY)))
 }
 
-/// The key after `key`, or the first; `false` at the end.
-pub fn map_next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
-    found(bpf(
-        MAP_GET_NEXT_KEY,
-        &mut ElemAttr::new(map, key, next.as_mut_ptr() as u64, ANY),
-    ))
+#[repr(C)]
+#[derive(IntoBytes, FromBytes, Immutable)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Rows of a hash that were read at once.
+pub struct Batch {
+    pub rows: usize,
+    /// The bucket to go on from; `None` at the end.
+    pub next: Option<u32>,
+}
+
+/// Reads whole buckets of a hash, from bucket `from` on, as many as fit. A row stays in its bucket as long as it lives, so
+/// a walk from bucket to bucket meets it once. The buffers hold `room` keys and values of the map's sizes.
+///
+/// # Errors
+/// `ENOSPC` if the first bucket has more than `room` rows.
+pub fn map_lookup_batch(
+    map: BorrowedFd<'_>,
+    from: Option<u32>,
+    room: usize,
+    keys: &mut [u8],
+    values: &mut [u8],
+) -> io::Result<Batch> {
+    let mut next = 0_u32;
+    let mut attr = BatchAttr {
+        in_batch: from
+            .as_ref()
+            .map_or(0, |from| std::ptr::from_ref(from) as u64),
+        out_batch: std::ptr::from_mut(&mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: u32::try_from(room).map_err(io::Error::other)?,
+        map_fd: raw(map),
+        elem_flags: 0,
+        flags: 0,
+    };
+    let more = found(bpf(MAP_LOOKUP_BATCH, &mut attr))?;
+    Ok(Batch {
+        rows: attr.count as usize,
+        next: more.then_some(next),
+    })
 }
 
 fn found(result: io::Result<i32>) -> io::Result<bool> {

@@ -18,6 +18,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::sys;
 
+/// Rows of a hash that are read at once.
+const BATCH: usize = 1024;
+
 /// A BPF hash.
 #[derive(Debug)]
 pub struct KernelHash<K, V> {
@@ -103,28 +106,33 @@ where
             .map_err(|error| refused(self.name, "delete", &error))
     }
 
+    /// Shows each row once that stays meanwhile; one that comes or goes may be shown or not.
     fn for_each(&self, visit: &mut dyn FnMut(K, V)) -> Result<(), TableError> {
-        let mut last: Option<K> = None;
-        let mut next = K::new_zeroed();
-        let failed = |error: io::Error| refused(self.name, "read", &error);
-        while sys::map_next_key(
-            self.map.as_fd(),
-            last.as_ref().map(IntoBytes::as_bytes),
-            next.as_mut_bytes(),
-        )
-        .map_err(failed)?
-        {
-            let mut value = V::new_zeroed();
-            if sys::map_lookup(self.map.as_fd(), next.as_bytes(), value.as_mut_bytes())
-                .map_err(failed)?
-            {
-                let mut key = K::new_zeroed();
-                key.as_mut_bytes().copy_from_slice(next.as_bytes());
+        let capacity = self.capacity.max(1) as usize;
+        let mut room = capacity.min(BATCH);
+        let mut from = None;
+        loop {
+            let mut keys: Vec<K> = (0..room).map(|_| K::new_zeroed()).collect();
+            let mut values: Vec<V> = (0..room).map(|_| V::new_zeroed()).collect();
+            let (key_bytes, value_bytes) = (keys.as_mut_bytes(), values.as_mut_bytes());
+            let read = sys::map_lookup_batch(self.map.as_fd(), from, room, key_bytes, value_bytes);
+            let batch = match read {
+                Ok(batch) => batch,
+                // A crowded bucket.
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < capacity => {
+                    room = capacity.min(room * 2);
+                    continue;
+                }
+                Err(error) => return Err(refused(self.name, "read", &error)),
+            };
+            for (key, value) in keys.into_iter().zip(values).take(batch.rows) {
                 visit(key, value);
             }
-            last = Some(std::mem::replace(&mut next, K::new_zeroed()));
+            match batch.next {
+                Some(next) => from = Some(next),
+                None => return Ok(()),
+            }
         }
-        Ok(())
     }
 }
 

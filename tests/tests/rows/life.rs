@@ -1,9 +1,10 @@
 //! What programs and sockets go through: restarts, another version, crowds, rings that move.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, bail, ensure};
-use isthmus_abi::{ClientWord, Counter, Ring, Slot};
+use isthmus_abi::{ClientWord, Counter, Frontend4Key, FrontendValue, Ring, Slot};
 use isthmus_agent::datapath::earlier::Earlier;
 use isthmus_agent::datapath::{DatapathConfig, KernelHash};
 use isthmus_core::model::Protocol;
@@ -36,6 +37,10 @@ pub fn rows() -> Vec<Row> {
         row(
             "host only: its clients are those of the agent's present namespace",
             host_moves,
+        ),
+        row(
+            "a walk over a hash shows what stays once while the rest goes",
+            walk,
         ),
         row("3,000 live sockets: each remembers its own service", crowd),
         row(
@@ -170,6 +175,39 @@ fn host_moves(world: &mut World) -> anyhow::Result<()> {
     world.start(|_| ())?;
     let all = client_rows(world)?;
     ensure!(all.is_empty(), "every client is served, and {all:?}");
+    Ok(())
+}
+
+/// What people and adoption read of frontends while reconciliation writes them.
+fn walk(world: &mut World) -> anyhow::Result<()> {
+    // More than are read at once.
+    world.start(|config| config.sizes.services = 2048)?;
+    let (stays, goes) = (1..=1500, 2001..=3500);
+    for port in stays.clone().chain(goes.clone()) {
+        world.frontend(SERVICE4.into(), port, Protocol::Tcp.abi(), TCP4)?;
+    }
+    let frontends = || -> anyhow::Result<KernelHash<Frontend4Key, FrontendValue>> {
+        Ok(world.datapath().hash("frontends4", "")?)
+    };
+    let mut writer = frontends()?;
+    let mut shown = BTreeMap::new();
+    let mut removed = Ok(());
+    frontends()?.for_each(&mut |key, _| {
+        let port = key.port.to_host();
+        *shown.entry(port).or_insert(0) += 1;
+        // The one that the walk stands at, too.
+        if goes.contains(&port) && removed.is_ok() {
+            removed = writer.remove(key);
+        }
+    })?;
+    removed?;
+    let wrong: Vec<_> = stays.filter(|port| shown.get(port) != Some(&1)).collect();
+    ensure!(
+        wrong.is_empty(),
+        "ports {wrong:?} are not shown once: {shown:?}"
+    );
+    let twice: Vec<_> = goes.filter(|port| shown.get(port) > Some(&1)).collect();
+    ensure!(twice.is_empty(), "ports {twice:?} are shown twice");
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 
-use super::salt::Salt;
+use super::salt::Instances;
 use super::silence::Wakefulness;
 use super::trouble::Troubles;
 use super::{
@@ -51,7 +51,7 @@ pub struct Hub {
     /// Mesh servers that watch us: their id, and how many streams.
     watching: BTreeMap<ClusterName, (ClusterId, usize)>,
     agents: usize,
-    instances: u64,
+    instances: Instances,
     peers: Arc<Vec<PeerView>>,
     peers_made: Instant,
     news: News,
@@ -73,6 +73,7 @@ impl Hub {
     #[must_use]
     pub fn new(settings: HubSettings, saved: SavedHub, now: Instant, wall: SystemTime) -> Self {
         let clock = Wakefulness::new(now);
+        let instances = Instances::new(settings.seed);
         let mut hub = Self {
             publisher: Publisher::load(saved.publisher, settings.cidrs.clone()),
             settings,
@@ -82,7 +83,7 @@ impl Hub {
             listed: false,
             watching: BTreeMap::new(),
             agents: 0,
-            instances: 0,
+            instances,
             peers: Arc::default(),
             peers_made: now,
             news: News::Now,
@@ -96,8 +97,8 @@ impl Hub {
             if is_own(&saved.cluster) {
                 continue;
             }
-            let (instance, salt) = hub.instance();
-            let link = Link::load(saved, instance, salt, &hub.clock, now, wall);
+            let instance = hub.instances.give();
+            let link = Link::load(saved, instance, &hub.clock, now, wall);
             hub.links.insert(link.name.clone(), link);
         }
         hub
@@ -119,15 +120,6 @@ impl Hub {
     #[must_use]
     pub fn own(&self) -> &Cluster {
         &self.settings.own
-    }
-
-    /// A ledger's number, and names of its own.
-    fn instance(&mut self) -> (u64, Salt) {
-        self.instances += 1;
-        (
-            self.instances,
-            Salt::new(self.settings.seed, self.instances),
-        )
     }
 
     /// What our own source says.
@@ -165,12 +157,11 @@ impl Hub {
         self.links
             .retain(|name, link| wanted.contains_key(name) || !(link.configured || complete));
         for (name, terms) in wanted {
-            let (instance, salt) = self.instance();
-            let clock = &self.clock;
+            let (clock, instances) = (&self.clock, &mut self.instances);
             let link = self
                 .links
                 .entry(name.clone())
-                .or_insert_with(|| Link::new(name.clone(), instance, salt, clock, now));
+                .or_insert_with(|| Link::new(name.clone(), instances.give(), clock, now));
             link.set_terms(terms, &self.settings.cidrs);
         }
         self.listed |= complete;
@@ -213,7 +204,6 @@ impl Hub {
             super::FromServer::Hello(hello) => self.holder(hello.cluster.id, name),
             _ => None,
         };
-        let (instance, salt) = self.instance();
         let link = self.links.get_mut(name).ok_or(Fault::Unlinked)?;
         let long_silent =
             link.silence.witnessed(&self.clock, now) > self.settings.heartbeat * 3 / 2;
@@ -222,8 +212,7 @@ impl Hub {
             cidrs: &self.settings.cidrs,
             guard: self.settings.guard,
             taken,
-            instance,
-            salt,
+            instances: &mut self.instances,
         };
         let before = link.quarantine();
         let heard = link.receive(said, around, now)?;

@@ -20,6 +20,24 @@ impl Salt {
     }
 }
 
+/// Tells the tables of one life of a mesh server apart: by a number, and by a salt.
+#[derive(Debug)]
+pub(super) struct Instances {
+    seed: u64,
+    given: u64,
+}
+
+impl Instances {
+    pub(super) fn new(seed: u64) -> Self {
+        Self { seed, given: 0 }
+    }
+
+    pub(super) fn give(&mut self) -> (u64, Salt) {
+        self.given += 1;
+        (self.given, Salt::new(self.seed, self.given))
+    }
+}
+
 /// splitmix64's finaliser (Steele, Lea and Flood 2014): every bit of the result hangs on every bit of the number.
 fn mix(number: u64) -> u64 {
     let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -4,7 +4,7 @@ use ipnet::IpNet;
 
 use super::super::intake::Intake;
 use super::super::message::in_sequence;
-use super::super::salt::Salt;
+use super::super::salt::{Instances, Salt};
 use super::super::silence::{Silence, Wakefulness};
 use super::super::terms::Rules;
 use super::super::{
@@ -83,9 +83,8 @@ pub(super) struct Around<'a> {
     pub(super) guard: Guard,
     /// Who else has the id that a hello names.
     pub(super) taken: Option<ClusterName>,
-    /// Unused so far.
-    pub(super) instance: u64,
-    pub(super) salt: Salt,
+    /// For a peer that comes with another id: its table is another.
+    pub(super) instances: &'a mut Instances,
 }
 
 /// What a message did.
@@ -108,8 +107,7 @@ pub(super) struct Heard {
 impl Link {
     pub(super) fn new(
         name: ClusterName,
-        instance: u64,
-        salt: Salt,
+        (instance, salt): (u64, Salt),
         clock: &Wakefulness,
         now: Instant,
     ) -> Self {
@@ -139,8 +137,7 @@ impl Link {
 
     pub(super) fn load(
         saved: SavedLink,
-        instance: u64,
-        salt: Salt,
+        (instance, salt): (u64, Salt),
         clock: &Wakefulness,
         now: Instant,
         wall: SystemTime,
@@ -151,7 +148,7 @@ impl Link {
             silence: Silence::load(&saved.silence, clock, now, wall),
             intake: Intake::salted(salt).load(&saved.rows, saved.exact),
             ledger: Ledger::load(instance, saved.rows, saved.history),
-            ..Self::new(saved.cluster.name, instance, salt, clock, now)
+            ..Self::new(saved.cluster.name, (instance, salt), clock, now)
         }
     }
 
@@ -452,8 +449,9 @@ impl Link {
         if self.id != Some(found.id) {
             if self.id.is_some() {
                 // Another id is another owner: consumers list anew.
-                self.ledger = Ledger::new(around.instance, Rows::default());
-                self.intake = Intake::salted(around.salt);
+                let (instance, salt) = around.instances.give();
+                self.ledger = Ledger::new(instance, Rows::default());
+                self.intake = Intake::salted(salt);
                 self.learnt = None;
                 self.confirmed = false;
             }

@@ -7,10 +7,9 @@ use std::sync::Arc;
 
 use isthmus_abi::{Counter, Refusal};
 use isthmus_core::model::ProblemKind;
+use isthmus_mesh::families::{count, counter, counters, gauge, gauges, number};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
 
 use crate::engine::lock;
@@ -37,15 +36,15 @@ impl Collector for NodeMetrics {
 
 impl NodeMetrics {
     fn datapath(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let (counters, maps) = {
+        let (sums, maps) = {
             let datapath = lock(&self.view.datapath);
             (datapath.counters().unwrap_or_default(), datapath.map_uses())
         };
-        let value = |counter: Counter| counters.get(counter as usize).copied();
+        let value = |counter: Counter| sums.get(counter as usize).copied();
         let refused = Refusal::ALL
             .iter()
             .filter_map(|refusal| Some(([("reason", refusal.name())], value(refusal.counter())?)));
-        counter_family(
+        counters(
             encoder,
             "refused_connects",
             "Connects to services that the datapath refused",
@@ -59,7 +58,7 @@ impl NodeMetrics {
                     .any(|refusal| refusal.counter() == **counter)
             })
             .filter_map(|counter| Some(([("event", counter.name())], value(*counter)?)));
-        counter_family(
+        counters(
             encoder,
             "datapath_events",
             "What programs met besides",
@@ -68,21 +67,17 @@ impl NodeMetrics {
         let capacity = maps
             .iter()
             .map(|map| ([("map", map.name)], f64::from(map.capacity)));
-        gauge_family(
+        gauges(
             encoder,
             "map_capacity",
             "Rows that a map can hold",
             None,
             capacity,
         )?;
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "a gauge is a float; bytes of a map stay below 2⁵³"
-        )]
         let memory = maps
             .iter()
-            .map(|map| ([("map", map.name)], map.memlock as f64));
-        gauge_family(
+            .map(|map| ([("map", map.name)], number(map.memlock)));
+        gauges(
             encoder,
             "map_memory",
             "Kernel memory that a map is charged for",
@@ -94,7 +89,7 @@ impl NodeMetrics {
     fn reconcile(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let published = self.view.published.borrow().clone();
         let counts = published.counts;
-        let gauges = [
+        let rows = [
             ("services", "Service ports in the datapath", counts.services),
             ("backends", "Backends in the datapath", counts.backends),
             (
@@ -118,7 +113,7 @@ impl NodeMetrics {
                 counts.retired,
             ),
         ];
-        for (name, help, value) in gauges {
+        for (name, help, value) in rows {
             gauge(encoder, name, help, None, f64::from(value))?;
         }
         gauge(
@@ -157,17 +152,11 @@ impl NodeMetrics {
             ("not_handled", ProblemKind::NotHandled),
         ];
         let problems = kinds.map(|(name, kind)| {
-            let count = source
-                .problems
-                .iter()
-                .filter(|(problem, _)| problem.kind == kind)
-                .count();
-            (
-                [("kind", name)],
-                u32::try_from(count).map_or(f64::MAX, f64::from),
-            )
+            let found = source.problems.iter();
+            let found = found.filter(|(problem, _)| problem.kind == kind);
+            ([("kind", name)], count(found.count()))
         });
-        gauge_family(
+        gauges(
             encoder,
             "source_problems",
             "Problems of the source's objects",
@@ -196,7 +185,7 @@ impl NodeMetrics {
                 .to_lowercase();
             ([("peer", peer.name.clone()), ("state", state)], 1.0)
         });
-        gauge_family(
+        gauges(
             encoder,
             "peer_state",
             "1 for the state that a peer is in",
@@ -207,7 +196,7 @@ impl NodeMetrics {
             .peers
             .iter()
             .filter_map(|peer| Some(([("peer", peer.name.clone())], peer.last_word_seconds?)));
-        gauge_family(
+        gauges(
             encoder,
             "peer_last_word_age",
             "Since our mesh server heard the peer",
@@ -216,10 +205,9 @@ impl NodeMetrics {
         )?;
         let quarantined = answer.peers.iter().map(|peer| {
             let rows = peer.quarantine.map_or(0, |quarantine| quarantine.rows);
-            let rows = u32::try_from(rows).map_or(f64::MAX, f64::from);
-            ([("peer", peer.name.clone())], rows)
+            ([("peer", peer.name.clone())], number(rows))
         });
-        gauge_family(
+        gauges(
             encoder,
             "peer_quarantined_rows",
             "Rows of a peer that stay for now though its newest list left them out",
@@ -236,54 +224,11 @@ impl NodeMetrics {
             };
             peer.refusals.iter().map(of_peer)
         });
-        counter_family(
+        counters(
             encoder,
             "peer_refused_rows",
             "Rows of a peer that our mesh server, or this agent, refused",
             refused,
         )
     }
-}
-
-fn gauge(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    unit: Option<&Unit>,
-    value: f64,
-) -> fmt::Result {
-    let metric = ConstGauge::new(value);
-    metric.encode(encoder.encode_descriptor(name, help, unit, metric.metric_type())?)
-}
-
-fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
-    let metric = ConstCounter::new(value);
-    metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
-}
-
-fn gauge_family<L: prometheus_client::encoding::EncodeLabelSet>(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    unit: Option<&Unit>,
-    rows: impl IntoIterator<Item = (L, f64)>,
-) -> fmt::Result {
-    let mut family =
-        encoder.encode_descriptor(name, help, unit, ConstGauge::new(0.0).metric_type())?;
-    rows.into_iter().try_for_each(|(labels, value)| {
-        ConstGauge::new(value).encode(family.encode_family(&labels)?)
-    })
-}
-
-fn counter_family<L: prometheus_client::encoding::EncodeLabelSet>(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    rows: impl IntoIterator<Item = (L, u64)>,
-) -> fmt::Result {
-    let mut family =
-        encoder.encode_descriptor(name, help, None, ConstCounter::new(0_u64).metric_type())?;
-    rows.into_iter().try_for_each(|(labels, value)| {
-        ConstCounter::new(value).encode(family.encode_family(&labels)?)
-    })
 }

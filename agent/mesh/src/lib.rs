@@ -2,6 +2,7 @@ pub mod app;
 pub mod certs;
 pub mod config;
 pub mod dial;
+pub mod families;
 pub mod feed;
 pub mod http;
 pub mod hub;

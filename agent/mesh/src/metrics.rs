@@ -8,11 +8,9 @@ use isthmus_core::mesh::{
     Beginning, HearsUs, LinkState, PeerView, Refusal, RefusalReport, Role, View,
 };
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::encoding::DescriptorEncoder;
 
+use crate::families::{count, counter, counters, gauge, gauges, number};
 use crate::hub::HubHandle;
 use crate::server::Served;
 use crate::tls::Tls;
@@ -25,8 +23,6 @@ pub struct MeshMetrics {
     pub tls: Arc<Tls>,
 }
 
-type Label = [(&'static str, String); 1];
-
 impl Collector for MeshMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let (views, audience) = (self.hub.views(), *self.hub.audience().borrow());
@@ -37,7 +33,7 @@ impl Collector for MeshMetrics {
             let samples = peers
                 .iter()
                 .filter_map(|peer| Some((label(&peer.name), value(peer)?)));
-            family(&mut encoder, name, help, samples)
+            gauges(&mut encoder, name, help, None, samples)
         };
         let flag = |on: bool| Some(if on { 1.0 } else { 0.0 });
         peer_gauge(
@@ -69,10 +65,11 @@ impl Collector for MeshMetrics {
         let ages = view.silences.iter().filter_map(|(id, _, last_word)| {
             Some((ids(*id)?, last_word.as_ref()?.at(now).as_secs_f64()))
         });
-        family(
+        gauges(
             &mut encoder,
             "mesh_peer_last_word_age_seconds",
             "Since the peer was last heard",
+            None,
             ages,
         )?;
         let clusters = || {
@@ -81,17 +78,19 @@ impl Collector for MeshMetrics {
                 .map(|cluster| (label(&cluster.cluster.name), cluster.ledger.rows()))
         };
         let services = clusters().map(|(name, rows)| (name, count(rows.services())));
-        family(
+        gauges(
             &mut encoder,
             "mesh_peer_services",
             "Services held of the peer",
+            None,
             services,
         )?;
         let endpoints = clusters().map(|(name, rows)| (name, count(rows.endpoints())));
-        family(
+        gauges(
             &mut encoder,
             "mesh_peer_endpoints",
             "Endpoints held of the peer",
+            None,
             endpoints,
         )?;
 
@@ -101,28 +100,29 @@ impl Collector for MeshMetrics {
             let label = [("cluster", cluster.cluster.name.to_string())];
             (label, count(rows))
         });
-        family(
+        gauges(
             &mut encoder,
             "mesh_quarantined_rows",
             "Rows of a cluster that stay for now though its newest list left them out",
+            None,
             withheld,
         )?;
 
         refusals(&mut encoder, peers)?;
         let own = view.own.ledger.rows();
         let terms = |value: fn(&PeerView) -> u64| {
-            let value = move |peer: &PeerView| (label(&peer.name), wide(value(peer)));
+            let value = move |peer: &PeerView| (label(&peer.name), number(value(peer)));
             peers.iter().map(value)
         };
-        let bytes = clusters().map(|(name, rows)| (name, wide(rows.bytes())));
+        let bytes = clusters().map(|(name, rows)| (name, number(rows.bytes())));
         let help = "What the rows held of the peer cost, roughly";
-        family(&mut encoder, "mesh_peer_bytes", help, bytes)?;
+        gauges(&mut encoder, "mesh_peer_bytes", help, None, bytes)?;
         let help = "The most bytes of rows that are held of the peer";
         let most = terms(|peer| peer.bytes_max);
-        family(&mut encoder, "mesh_peer_bytes_max", help, most)?;
+        gauges(&mut encoder, "mesh_peer_bytes_max", help, None, most)?;
         let help = "The most services and endpoints that are held of the peer";
         let most = terms(|peer| peer.rows_max);
-        family(&mut encoder, "mesh_peer_rows_max", help, most)?;
+        gauges(&mut encoder, "mesh_peer_rows_max", help, None, most)?;
         for (name, help, value) in [
             (
                 "mesh_published_services",
@@ -145,7 +145,7 @@ impl Collector for MeshMetrics {
                 audience.mesh_servers,
             ),
         ] {
-            gauge(&mut encoder, name, help, count(value))?;
+            gauge(&mut encoder, name, help, None, count(value))?;
         }
         self.traffic(&mut encoder)?;
         self.bounds(&mut encoder, &view)?;
@@ -160,6 +160,7 @@ impl Collector for MeshMetrics {
                 &mut encoder,
                 "mesh_certificate_expiry_timestamp_seconds",
                 help,
+                None,
                 expiry,
             )?;
         }
@@ -184,18 +185,11 @@ fn refusals(encoder: &mut DescriptorEncoder<'_>, peers: &[PeerView]) -> fmt::Res
         })
     };
     let help = "Rows of a peer that were refused, repeated ones counted again";
-    let name = "mesh_peer_refused_rows";
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for (labels, total) in each(|refusal| refusal.total) {
-        ConstCounter::new(total).encode(family.encode_family(&labels)?)?;
-    }
+    let total = each(|refusal| refusal.total);
+    counters(encoder, "mesh_peer_refused_rows", help, total)?;
     let help = "Rows that a peer says now and that are refused";
-    let name = "mesh_peer_refused_rows_now";
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    for (labels, rows) in each(|refusal| refusal.rows) {
-        ConstGauge::new(wide(rows)).encode(family.encode_family(&labels)?)?;
-    }
-    Ok(())
+    let now = each(|refusal| refusal.rows).map(|(labels, rows)| (labels, number(rows)));
+    gauges(encoder, "mesh_peer_refused_rows_now", help, None, now)
 }
 
 const AUDIENCES: [(&str, Role); 2] = [("peer", Role::MeshServer), ("agent", Role::Agent)];
@@ -204,27 +198,19 @@ impl MeshMetrics {
     /// What consumers were told.
     fn traffic(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Times that a cluster's rows began to be told: resumed with the difference, or with a list and why";
-        let mut begun =
-            encoder.encode_descriptor("mesh_streams_begun", help, None, MetricType::Counter)?;
-        for (audience, role) in AUDIENCES {
-            for beginning in Beginning::ALL {
+        let begun = AUDIENCES.into_iter().flat_map(|(audience, role)| {
+            Beginning::ALL.map(|beginning| {
                 let labels = [("audience", audience), ("beginning", beginning.name())];
-                let count = ConstCounter::new(self.served.begun(role, beginning));
-                count.encode(begun.encode_family(&labels)?)?;
-            }
-        }
+                (labels, self.served.begun(role, beginning))
+            })
+        });
+        counters(encoder, "mesh_streams_begun", help, begun)?;
         let help = "Rows told, repeated ones counted again";
-        let mut rows =
-            encoder.encode_descriptor("mesh_rows_told", help, None, MetricType::Counter)?;
-        for (audience, role) in AUDIENCES {
-            let count = ConstCounter::new(self.served.rows(role));
-            count.encode(rows.encode_family(&[("audience", audience)])?)?;
-        }
+        let rows =
+            AUDIENCES.map(|(audience, role)| ([("audience", audience)], self.served.rows(role)));
+        counters(encoder, "mesh_rows_told", help, rows)?;
         let help = "Streams that were ended because their consumer did not read";
-        let stalled = ConstCounter::new(self.served.stalled());
-        let encoder =
-            encoder.encode_descriptor("mesh_streams_stalled", help, None, MetricType::Counter)?;
-        stalled.encode(encoder)
+        counter(encoder, "mesh_streams_stalled", help, self.served.stalled())
     }
 
     /// Everything that can fill up, and how full it is.
@@ -237,10 +223,10 @@ impl MeshMetrics {
         let label = |name: &str| [("queue", name.to_owned())];
         let used = queues.map(|(name, fill)| (label(name), count(fill.used)));
         let help = "What waits or is open";
-        family(encoder, "mesh_queue_length", help, used.into_iter())?;
+        gauges(encoder, "mesh_queue_length", help, None, used)?;
         let capacity = queues.map(|(name, fill)| (label(name), count(fill.capacity)));
         let help = "The most that can wait or be open; more is turned away, or waits outside";
-        family(encoder, "mesh_queue_capacity", help, capacity.into_iter())?;
+        gauges(encoder, "mesh_queue_capacity", help, None, capacity)?;
 
         let ledgers = || std::iter::once(&view.own).chain(view.clusters.values());
         let sizes = || {
@@ -251,41 +237,12 @@ impl MeshMetrics {
         };
         let states = sizes().map(|(label, size)| (label, count(size.states)));
         let help = "States of a cluster's rows that a consumer can take up from";
-        family(encoder, "mesh_history_states", help, states)?;
+        gauges(encoder, "mesh_history_states", help, None, states)?;
         let removals = sizes().map(|(label, size)| (label, count(size.removals)));
         let help = "Removed rows of a cluster that are remembered for consumers";
-        family(encoder, "mesh_history_removals", help, removals)?;
+        gauges(encoder, "mesh_history_removals", help, None, removals)?;
         let capacity = sizes().map(|(label, size)| (label, count(size.capacity)));
         let help = "The most states, and the most removals, that are remembered of a cluster";
-        family(encoder, "mesh_history_capacity", help, capacity)
+        gauges(encoder, "mesh_history_capacity", help, None, capacity)
     }
-}
-
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "a gauge is a float; what is counted here stays below 2⁵³"
-)]
-fn wide(number: u64) -> f64 {
-    number as f64
-}
-
-fn count(count: usize) -> f64 {
-    u32::try_from(count).map_or(f64::INFINITY, f64::from)
-}
-
-fn family(
-    encoder: &mut DescriptorEncoder,
-    name: &str,
-    help: &str,
-    samples: impl Iterator<Item = (Label, f64)>,
-) -> fmt::Result {
-    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    for (label, value) in samples {
-        ConstGauge::new(value).encode(metric.encode_family(&label)?)?;
-    }
-    Ok(())
-}
-
-fn gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: f64) -> fmt::Result {
-    ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }

@@ -3,9 +3,9 @@
 use std::fmt;
 
 use isthmus_core::model::ObjectName;
+use isthmus_mesh::families::{counters, gauges};
 use prometheus_client::encoding::DescriptorEncoder;
 
-use super::{counter_family, gauge_family};
 use crate::tally::{Bounded, Draws, OfPair, Pair, Sums, Tally};
 use crate::view::View;
 
@@ -53,16 +53,16 @@ fn pairs(
     encoder: &mut DescriptorEncoder<'_>,
     pairs: &[(OfServiceAndCluster, OfPair)],
 ) -> fmt::Result {
-    let counters = |of: fn(&OfPair) -> u64| {
+    let counted = |of: fn(&OfPair) -> u64| {
         pairs
             .iter()
             .map(move |(labels, sum)| (labels.clone(), of(sum)))
     };
-    counter_family(
+    counters(
         encoder,
         "service_connects",
         "Connects that were sent to backends",
-        counters(|sum| sum.connects.sent),
+        counted(|sum| sum.connects.sent),
     )?;
     let failed = pairs.iter().flat_map(|([service, cluster], sum)| {
         let reasons = [
@@ -75,36 +75,36 @@ fn pairs(
             ([service.clone(), cluster.clone(), reason], count)
         })
     });
-    counter_family(
+    counters(
         encoder,
         "service_failed_connects",
         "Connects to backends that failed, TCP and connected UDP",
         failed,
     )?;
-    counter_family(
+    counters(
         encoder,
         "service_unanswered_connects",
         "TCP connects whose first SYN got no answer in time; some are answered later",
-        counters(|sum| sum.connects.unanswered),
+        counted(|sum| sum.connects.unanswered),
     )?;
-    let gauges = |of: fn(&OfPair) -> u32| {
+    let held = |of: fn(&OfPair) -> u32| {
         pairs
             .iter()
             .map(move |(labels, sum)| (labels.clone(), f64::from(of(sum))))
     };
-    gauge_family(
+    gauges(
         encoder,
         "service_backends",
         "Backends in the datapath",
         None,
-        gauges(|sum| sum.backends),
+        held(|sum| sum.backends),
     )?;
-    gauge_family(
+    gauges(
         encoder,
         "service_backends_ejected",
         "Backends that are left out of draws now, or on trial",
         None,
-        gauges(|sum| sum.ejected),
+        held(|sum| sum.ejected),
     )
 }
 
@@ -130,7 +130,7 @@ fn services(encoder: &mut DescriptorEncoder<'_>, services: &[(OfService, Draws)]
         let rows = services
             .iter()
             .map(|(labels, sum)| (labels.clone(), of(sum)));
-        counter_family(encoder, name, help, rows)?;
+        counters(encoder, name, help, rows)?;
     }
     Ok(())
 }

@@ -6,7 +6,6 @@
 mod btf;
 mod cgroup;
 mod diag;
-pub mod earlier;
 mod events;
 mod links;
 mod load;
@@ -16,7 +15,6 @@ mod plan;
 mod probe;
 mod sys;
 mod tables;
-pub mod trivial;
 mod words;
 
 use std::collections::BTreeMap;
@@ -39,6 +37,7 @@ use zerocopy::IntoBytes;
 pub use cgroup::{CgroupError, probe_connect};
 pub use events::{CounterReader, EventRing};
 pub use links::{Hook, HookProgram};
+pub use load::Kernel;
 pub use orphans::{Closed, OrphanError, Orphans, Place, start as close_orphans};
 pub use pins::cleanup;
 pub use plan::{

@@ -1,15 +1,15 @@
 //! Loading the programs: against pinned maps, with what they must know of the running kernel.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use aya::programs::Program;
 use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
 use tracing::debug;
 
-use super::plan::{LoadPlan, MapPlan};
-use super::{DatapathError, btf, sys};
+use super::plan::{HookKind, LoadPlan, MapPlan};
+use super::{DatapathError, btf, links, sys};
 
 /// The programs and maps, as built.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.o"));
@@ -38,14 +38,19 @@ const MPTCP_MEMBERS: [KernelMember; 3] = [
 ];
 
 /// What programs must know of the kernel that they run on.
-pub(super) struct Kernel {
+#[derive(Debug)]
+pub struct Kernel {
     mptcp: u8,
     members: Vec<KernelMember>,
     places: Vec<u32>,
 }
 
 impl Kernel {
-    pub(super) fn running() -> Result<Self, DatapathError> {
+    /// Reads the kernel's own types.
+    ///
+    /// # Errors
+    /// [`DatapathError::KernelTypes`].
+    pub fn running() -> Result<Self, DatapathError> {
         let mptcp = u8::from(Path::new("/proc/sys/net/mptcp").exists());
         let mut members = KERNEL_MEMBERS.to_vec();
         if mptcp != 0 {
@@ -63,7 +68,7 @@ impl Kernel {
     }
 
     /// Sets the object's constants; `all` of them must be there.
-    pub(super) fn tell<'a>(&'a self, loader: &mut EbpfLoader<'a>, all: bool) {
+    pub fn tell<'a>(&'a self, loader: &mut EbpfLoader<'a>, all: bool) {
         loader.override_global("MPTCP", &self.mptcp, all);
         for ((constant, _, _), place) in self.members.iter().zip(&self.places) {
             loader.override_global(constant, place, all);
@@ -124,6 +129,23 @@ pub(super) fn load(plan: &LoadPlan) -> Result<Ebpf, DatapathError> {
         debug!(program = program.name, "verified and loaded");
     }
     Ok(ebpf)
+}
+
+impl LoadPlan {
+    /// Loads the programs over the plan's maps, which are created where they are not pinned yet, and attaches them to
+    /// nothing: each goes with its descriptor.
+    ///
+    /// # Errors
+    /// [`DatapathError::Load`] and [`DatapathError::KernelTypes`].
+    pub fn load(&self) -> Result<Vec<(HookKind, OwnedFd)>, DatapathError> {
+        let ebpf = load(self)?;
+        let programs = self.programs.iter().map(|program| {
+            let fd = links::loaded(&ebpf, program)?.as_fd().try_clone_to_owned();
+            let fd = fd.map_err(|error| DatapathError::Load(error.to_string()))?;
+            Ok((program.hook, fd))
+        });
+        programs.collect()
+    }
 }
 
 fn in_program(name: &str, error: DatapathError) -> DatapathError {

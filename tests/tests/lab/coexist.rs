@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
-use isthmus_agent::datapath::trivial;
+use isthmus_test_programs as programs;
 use isthmus_tests::{Lab, Node, Requests};
 
 use super::common::{
@@ -108,7 +108,8 @@ fn a_miss_passes_to_kube_proxys_rules_and_a_hit_never_meets_them() {
 /// Another's program on a hook of the node's cgroup, after those that are there. It goes with what is returned.
 fn foreign(node: Node<'_>, hook: u32) -> OwnedFd {
     let cgroup = File::open(node.cgroup()).unwrap();
-    trivial::attach(cgroup.as_fd(), hook).unwrap()
+    let program = programs::Program::trivial(hook).unwrap();
+    program.attach(cgroup.as_fd()).unwrap()
 }
 
 /// Programs on a hook as `status` shows them to people: name, place, state.
@@ -141,7 +142,7 @@ fn a_foreign_program_before_ours_is_a_fault_and_one_after_ours_is_listed() {
     const CONNECT4: &str = "cgroup_inet4_connect";
     let lab = world("foreign", ALONE);
     let node = lab.node("east-1").unwrap();
-    let before = foreign(node, trivial::CONNECT4);
+    let before = foreign(node, programs::CONNECT4);
     let lab = started(lab, &[]);
     let node = lab.node("east-1").unwrap();
     let ours = node.frontend(SERVICE, PORT, false).unwrap();
@@ -173,8 +174,8 @@ fn a_foreign_program_before_ours_is_a_fault_and_one_after_ours_is_listed() {
     expect_on_hook(&said, CONNECT4, &[("connect4", "1 of 1", "attached")]);
 
     let after = [
-        foreign(node, trivial::CONNECT4),
-        foreign(node, trivial::CONNECT4),
+        foreign(node, programs::CONNECT4),
+        foreign(node, programs::CONNECT4),
     ];
     let said = wait_status(node, 0, "trivial");
     expect_on_hook(
@@ -193,7 +194,7 @@ fn a_foreign_program_before_ours_is_a_fault_and_one_after_ours_is_listed() {
     // What runs before ours on a hook that translates nothing hides nothing.
     node.stop_agent().unwrap();
     node.cleanup().unwrap();
-    let _getpeername = foreign(node, trivial::GETPEERNAME4);
+    let _getpeername = foreign(node, programs::GETPEERNAME4);
     node.start_agent(&[]).unwrap();
     let said = wait_status(node, 0, "trivial");
     expect_on_hook(

@@ -8,10 +8,10 @@ use isthmus_abi::{
     BackendHealthRow, BackendRow, Frontend4Key, FrontendValue, NetPort, Ring, ScopeProtocol, Slot,
     backend_state,
 };
-use isthmus_agent::datapath::trivial::{CONNECT4, GETPEERNAME4, Program};
 use isthmus_agent::datapath::{Datapath, DatapathConfig, MapSizes, MappedArray, cleanup};
 use isthmus_core::model::{Address, Protocol};
 use isthmus_core::table::Tables;
+use isthmus_test_programs::{CONNECT4, GETPEERNAME4, Program};
 
 use crate::bench::arena::{Arena, BACKENDS, SERVICE_CIDR};
 use crate::bench::stats::Random;
@@ -118,8 +118,8 @@ impl<'a> Fleet<'a> {
                 Program::asking(CONNECT4)
                     .context("a program that asks for cookie and MPTCP socket")?,
             ],
-            Program::forgetful(&datapath)?,
-            Program::ours(&datapath)?,
+            Program::forgetful(datapath.plan())?,
+            Program::ours(datapath.plan())?,
         ];
         let connects = datapath.array::<BackendHealthRow>()?;
         // Programs hold their maps; the pins have done their work.

@@ -4,13 +4,14 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use anyhow::{Context, Result, bail};
 use aya::maps::Map;
 use aya::programs::{CgroupAttachMode, Program};
 use aya::{Ebpf, EbpfLoader};
+use isthmus_agent::datapath::Kernel;
 use zerocopy::{Immutable, IntoBytes};
 
-use super::load::Kernel;
-use super::{DatapathError, sys};
+use crate::sys;
 
 /// Hooks of connects, and of who asks for a peer. They go when this is dropped.
 #[derive(Debug)]
@@ -25,8 +26,7 @@ impl Earlier {
     ///
     /// # Errors
     /// If the kernel or the object refuses.
-    pub fn attach(object: &[u8], bpffs: &Path, cgroup: &Path) -> Result<Self, DatapathError> {
-        let refused = |error: &dyn std::error::Error| DatapathError::Load(error.to_string());
+    pub fn attach(object: &[u8], bpffs: &Path, cgroup: &Path) -> Result<Self> {
         let kernel = Kernel::running()?;
         let mut loader = EbpfLoader::new();
         kernel.tell(&mut loader, false);
@@ -34,16 +34,16 @@ impl Earlier {
         for (name, pin) in OLDER_THAN_ANY.iter().zip(&pins) {
             loader.map_pin_path(name, pin.as_path());
         }
-        let mut ebpf = loader.load(object).map_err(|error| refused(&error))?;
-        let cgroup = File::open(cgroup).map_err(|error| refused(&error))?;
+        let mut ebpf = loader.load(object).context("the object")?;
+        let cgroup = File::open(cgroup).with_context(|| cgroup.display().to_string())?;
         for name in PROGRAMS {
             let Some(Program::CgroupSockAddr(program)) = ebpf.program_mut(name) else {
-                return Err(DatapathError::Load(format!("the object has no {name}")));
+                bail!("the object has no {name}");
             };
-            program.load().map_err(|error| refused(&error))?;
+            program.load().context(name)?;
             program
                 .attach(&cgroup, CgroupAttachMode::Single)
-                .map_err(|error| refused(&error))?;
+                .context(name)?;
         }
         Ok(Self(ebpf))
     }
@@ -52,20 +52,14 @@ impl Earlier {
     ///
     /// # Errors
     /// If it has no such map, or that refuses the row.
-    pub fn put<K, V>(&self, map: &str, key: &K, value: &V) -> Result<(), DatapathError>
+    pub fn put<K, V>(&self, map: &'static str, key: &K, value: &V) -> Result<()>
     where
         K: IntoBytes + Immutable + ?Sized,
         V: IntoBytes + Immutable + ?Sized,
     {
         let (Some(Map::Array(data)) | Some(Map::HashMap(data))) = self.0.map(map) else {
-            return Err(DatapathError::Load(format!("the object has no {map}")));
+            bail!("the object has no {map}");
         };
-        sys::map_update(
-            data.fd().as_fd(),
-            key.as_bytes(),
-            value.as_bytes(),
-            sys::ANY,
-        )
-        .map_err(|error| DatapathError::Load(format!("{map}: {error}")))
+        sys::map_update(data.fd().as_fd(), key.as_bytes(), value.as_bytes()).context(map)
     }
 }

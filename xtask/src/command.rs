@@ -1,18 +1,16 @@
 //! Running other programs: as the person who called, or as root, and never with another build's environment.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{BufRead as _, BufReader, IsTerminal as _};
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
-use std::time::Duration;
-use std::{env, fs, thread};
+use std::{env, fs};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::progress::{aside, say};
+use crate::root::{self, Need, THEN_AGAIN};
 
 /// Who called, and so who owns what is built.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,10 +65,10 @@ impl Caller {
         command
     }
 
-    /// A command of root. `reason` completes the sentence "Root is needed …", said once before the first password.
+    /// A command of root, asked for once.
     pub(crate) fn root(
         &self,
-        reason: &str,
+        need: &Need,
         program: impl AsRef<OsStr>,
         environment: &[(&str, OsString)],
     ) -> Result<Command> {
@@ -80,7 +78,7 @@ impl Caller {
             command.envs(environment.iter().map(|(name, value)| (name, value)));
             return Ok(command);
         }
-        obtain_root(reason)?;
+        root::obtain(need)?;
         let mut command = Command::new("sudo");
         clean(&mut command);
         command.args(["--non-interactive", "--", "env"]);
@@ -92,11 +90,6 @@ impl Caller {
         }
         command.arg(program);
         Ok(command)
-    }
-
-    /// Whether root can be had at all, without asking for it yet.
-    pub(crate) fn may_be_root(&self) -> bool {
-        self.root || which("sudo").is_some()
     }
 
     /// The home directory of the person who called.
@@ -129,11 +122,17 @@ impl Caller {
         if found.stdout.is_empty() {
             return Ok(());
         }
-        let mut command = self.root("to give files in target/ back to you", "chown", &[])?;
+        let owner = format!("{uid}:{gid}");
+        let need = Need {
+            reason: "to give files in target/ back to you",
+            by_hand: format!(
+                "chown --recursive --from=root {owner} {}\n{THEN_AGAIN}",
+                tree.display()
+            ),
+        };
+        let mut command = self.root(&need, "chown", &[])?;
         command
-            .arg("--recursive")
-            .arg("--from=root")
-            .arg(format!("{uid}:{gid}"))
+            .args(["--recursive", "--from=root", &owner])
             .arg(tree);
         run(&mut command)
     }
@@ -155,47 +154,6 @@ impl User {
             home: PathBuf::from(fields[5]),
         })
     }
-}
-
-/// Asks for root once and keeps it until this process ends.
-fn obtain_root(reason: &str) -> Result<()> {
-    static OBTAINED: OnceLock<()> = OnceLock::new();
-    if OBTAINED.get().is_some() {
-        return Ok(());
-    }
-    ensure!(
-        which("sudo").is_some(),
-        "root is needed {reason}, and sudo is not installed: run the same command as root"
-    );
-    let mut ask = Command::new("sudo");
-    if std::io::stdin().is_terminal() {
-        ask.arg("--validate");
-    } else {
-        ask.args(["--non-interactive", "true"]);
-    }
-    let status = aside(|| {
-        say(&format!("Root is needed {reason}."));
-        ask.status().context("sudo does not start")
-    })?;
-    ensure!(
-        status.success(),
-        "root is needed {reason}, and sudo refused it: run the same command as root"
-    );
-    // sudo forgets after some minutes; a build can take longer. The thread ends with the process.
-    thread::spawn(|| {
-        loop {
-            thread::sleep(Duration::from_secs(60));
-            let refreshed = Command::new("sudo")
-                .args(["--non-interactive", "--validate"])
-                .stderr(Stdio::null())
-                .status();
-            if !refreshed.is_ok_and(|status| status.success()) {
-                return;
-            }
-        }
-    });
-    let _ = OBTAINED.set(());
-    Ok(())
 }
 
 /// What `cargo run` and rustup's proxies say to their children is about this program, not about what it builds.

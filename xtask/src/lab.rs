@@ -3,13 +3,16 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
 use crate::build;
+use crate::command::line;
 use crate::metadata::Workspace;
 use crate::progress::say;
+use crate::root::Need;
 use crate::setup::{Part, setup};
 use crate::toolchain::Pins;
 use crate::tree::Tree;
@@ -57,11 +60,16 @@ pub(crate) fn become_program(
         "isthmus-lab"
     };
     let path = tree.binaries(release).join(name);
-    let mut command = tree.caller.root(
-        "to make network namespaces and load eBPF programs",
-        &path,
-        &[],
-    )?;
+    let mut typed = Command::new(&path);
+    let need = Need {
+        reason: "to make network namespaces and load eBPF programs",
+        by_hand: format!(
+            "cd {} && {}",
+            tree.root.display(),
+            line(typed.args(arguments))
+        ),
+    };
+    let mut command = tree.caller.root(&need, &path, &[])?;
     command.current_dir(&tree.root).args(arguments);
     Err(command.exec()).with_context(|| format!("{} does not start", path.display()))
 }

@@ -6,6 +6,7 @@ mod command;
 mod lab;
 mod metadata;
 mod progress;
+mod root;
 mod setup;
 mod suite;
 mod toolchain;

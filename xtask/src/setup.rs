@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
+use crate::command::which;
 use crate::progress::{say, step};
 use crate::toolchain::{Choice, Compiler, Pins, Ways, choose};
 use crate::tree::Tree;
@@ -64,7 +65,7 @@ pub(crate) fn setup(
     parts: &[Part],
     dry_run: bool,
 ) -> Result<Option<Pair>> {
-    let mut ways = Ways::of_this_machine(tree);
+    let mut ways = Ways::of_this_machine();
     for _ in 0..MOST_ROUNDS {
         let found = step("setup: look for what is needed", || {
             Found::look(tree, pins, parts)
@@ -73,12 +74,19 @@ pub(crate) fn setup(
         if actions.is_empty() {
             return Ok(found.pair(pins, ways));
         }
-        say("setup: this is missing, and will be brought:");
+        say(if dry_run {
+            "setup: this is missing:"
+        } else {
+            "setup: this is missing, and will be brought:"
+        });
         for action in &actions {
             say(&format!("  - {action}"));
         }
         if dry_run {
             return Ok(None);
+        }
+        for action in &actions {
+            action::must_be_possible(tree, action)?;
         }
         for action in &actions {
             match action::apply(tree, pins, action) {
@@ -150,6 +158,8 @@ pub(crate) fn plan(pins: &Pins, found: &Found, parts: &[Part], ways: Ways) -> Ve
             package: pins.busybox_package.clone(),
         });
     }
+    packages.sort_unstable();
+    packages.dedup();
     if !packages.is_empty() {
         actions.push(if ways.apt {
             Action::InstallPackages { names: packages }
@@ -169,7 +179,7 @@ pub(crate) fn plan(pins: &Pins, found: &Found, parts: &[Part], ways: Ways) -> Ve
 /// The commands to type where neither rustup nor apt can be used.
 fn by_hand(pins: &Pins) -> String {
     format!(
-        "no compiler for the eBPF programs, and neither rustup nor apt with root is here. Do one of these:\n\
+        "no compiler for the eBPF programs, and neither rustup nor apt is here. Do one of these:\n\
          \x20   rustup toolchain install {} --profile minimal --component rust-src\n\
          \x20   apt-get install {}        (as root, on Debian)\n\
          then: cargo xtask setup",
@@ -179,10 +189,10 @@ fn by_hand(pins: &Pins) -> String {
 }
 
 impl Ways {
-    fn of_this_machine(tree: &Tree) -> Self {
+    fn of_this_machine() -> Self {
         Self {
-            rustup: crate::command::which("rustup").is_some(),
-            apt: crate::command::which("apt-get").is_some() && tree.caller.may_be_root(),
+            rustup: which("rustup").is_some(),
+            apt: which("apt-get").is_some(),
         }
     }
 }

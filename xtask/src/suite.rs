@@ -17,6 +17,7 @@ use crate::build;
 use crate::command::{line, output, run_lines};
 use crate::metadata::Workspace;
 use crate::progress::say;
+use crate::root::Need;
 use crate::setup::{Part, setup};
 use crate::toolchain::Pins;
 use crate::tree::Tree;
@@ -222,8 +223,15 @@ fn privileged(tree: &Tree, targets: &[&str], tally: &mut Tally) -> Result<()> {
             "CARGO_MANIFEST_DIR",
             tree.root.join("tests").into_os_string(),
         )];
-        let reason = "to make network namespaces and load eBPF programs";
-        let mut command = tree.caller.root(reason, "sh", &environment)?;
+        let need = Need {
+            reason: "to make network namespaces and load eBPF programs",
+            by_hand: format!(
+                "cd {} && ulimit -S -n $(ulimit -H -n) && CARGO_MANIFEST_DIR=$PWD {} --test-threads=1",
+                tree.root.join("tests").display(),
+                program.display()
+            ),
+        };
+        let mut command = tree.caller.root(&need, "sh", &environment)?;
         command.args(["-c", AS_MANY_FILES_AS_ALLOWED]).arg(&program);
         command
             .current_dir(tree.root.join("tests"))

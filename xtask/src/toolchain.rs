@@ -325,6 +325,8 @@ mod tests {
                 .collect::<Vec<_>>(),
             ["6.1", "6.12"]
         );
+        // It goes into the booted machines too, and somebody may ask for these alone.
+        assert!(pins.kernel_programs.iter().any(|it| it.program == "ip"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use super::kernels;
 use crate::command::{run_quietly, which};
 use crate::progress::step;
+use crate::root::{Need, THEN_AGAIN};
 use crate::toolchain::{KernelPackage, Pins, Version};
 use crate::tree::Tree;
 
@@ -57,7 +58,11 @@ impl fmt::Display for Action {
                 write!(f, "rustup: add toolchain {release} with rust-src, for you")
             }
             Self::InstallPackages { names } => {
-                write!(f, "apt, as root: install {}", names.join(" "))
+                write!(
+                    f,
+                    "apt, as root: install {}, and what they need",
+                    names.join(" ")
+                )
             }
             Self::InstallLinker { version, llvm } => write!(
                 f,
@@ -79,10 +84,16 @@ impl fmt::Display for Action {
     }
 }
 
-pub(crate) fn apply(tree: &Tree, pins: &Pins, action: &Action) -> Result<()> {
-    if let Action::Stop { way_out } = action {
-        bail!("{way_out}");
+/// Nothing is begun that cannot be ended: where root is refused, nothing is changed.
+pub(crate) fn must_be_possible(tree: &Tree, action: &Action) -> Result<()> {
+    match action {
+        Action::InstallPackages { names } => apt_get(tree, &install_by_hand(names)).map(drop),
+        Action::Stop { .. } => bail!("nothing was changed: do by hand what is said above"),
+        _ => Ok(()),
     }
+}
+
+pub(crate) fn apply(tree: &Tree, pins: &Pins, action: &Action) -> Result<()> {
     step(&format!("setup: {action}"), || match action {
         Action::AddSources { toolchain } => rustup(
             tree,
@@ -142,25 +153,48 @@ fn rustup(tree: &Tree, arguments: &[&str]) -> Result<()> {
 }
 
 fn install_packages(tree: &Tree, names: &[String]) -> Result<()> {
-    update_lists(tree)?;
-    let mut install = apt_get(tree)?;
-    run_quietly(install.args(["install", "--yes", "--no-install-recommends"]).args(names)).with_context(|| {
+    let by_hand = install_by_hand(names);
+    let mut install = apt_get(tree, &by_hand)?;
+    install.args(INSTALL).args(names);
+    // A repository of somebody else's that is broken must not be in the way of what Debian has.
+    let lists = run_quietly(apt_get(tree, &by_hand)?.arg("update"));
+    run_quietly(&mut install).with_context(|| {
+        let lists = match &lists {
+            Ok(()) => String::new(),
+            Err(error) => format!(" (and its lists are old: {error:#})"),
+        };
         format!(
-            "apt cannot install {}. On Debian 12 they come with the suites bookworm, bookworm-updates and bookworm-security",
+            "apt cannot install {}{lists}. On Debian 12 they come with the suites bookworm, bookworm-updates and \
+             bookworm-security",
             names.join(" ")
         )
     })
 }
 
-/// Refreshes apt's lists: a new machine has none, and an old one names packages that are gone.
-pub(super) fn update_lists(tree: &Tree) -> Result<()> {
-    run_quietly(apt_get(tree)?.arg("update"))
+const INSTALL: [&str; 3] = ["install", "--yes", "--no-install-recommends"];
+
+/// What root types for the same end.
+fn install_by_hand(names: &[String]) -> String {
+    format!(
+        "apt-get update\napt-get {} {}\n{THEN_AGAIN}",
+        INSTALL.join(" "),
+        names.join(" ")
+    )
 }
 
-fn apt_get(tree: &Tree) -> Result<std::process::Command> {
+/// Refreshes apt's lists: a new machine has none, and an old one names packages that are gone.
+pub(super) fn update_lists(tree: &Tree) -> Result<()> {
+    let by_hand = format!("apt-get update\n{THEN_AGAIN}");
+    run_quietly(apt_get(tree, &by_hand)?.arg("update"))
+}
+
+fn apt_get(tree: &Tree, by_hand: &str) -> Result<std::process::Command> {
     let environment = [("DEBIAN_FRONTEND", OsString::from("noninteractive"))];
-    tree.caller
-        .root("to install packages", "apt-get", &environment)
+    let need = Need {
+        reason: "to install packages",
+        by_hand: by_hand.to_owned(),
+    };
+    tree.caller.root(&need, "apt-get", &environment)
 }
 
 fn cargo_install(
@@ -191,4 +225,26 @@ fn cargo_install(
     }
     run_quietly(&mut command)?;
     fs::remove_dir_all(&build).with_context(|| format!("cannot remove {}", build.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_root_types_is_what_is_announced() {
+        let names = ["nftables".to_owned(), "llvm-22-dev".to_owned()];
+        assert_eq!(
+            install_by_hand(&names),
+            "apt-get update\napt-get install --yes --no-install-recommends nftables llvm-22-dev\n\
+             then, as yourself, the same command again"
+        );
+        let announced = Action::InstallPackages {
+            names: names.to_vec(),
+        };
+        assert_eq!(
+            announced.to_string(),
+            "apt, as root: install nftables llvm-22-dev, and what they need"
+        );
+    }
 }

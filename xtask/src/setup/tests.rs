@@ -124,3 +124,21 @@ fn without_any_way_the_commands_are_said() {
         "{way_out}"
     );
 }
+
+#[test]
+fn a_package_that_two_parts_want_is_named_once() {
+    let pins = Pins::read().unwrap();
+    let ip = || Provided {
+        program: "ip".into(),
+        package: "iproute2".into(),
+    };
+    let found = Found {
+        missing_programs: vec![ip(), ip()],
+        ..Found::default()
+    };
+    let names = vec!["iproute2".to_owned()];
+    assert_eq!(
+        plan(&pins, &found, &[Part::Lab, Part::Kernels], OPEN),
+        [Action::InstallPackages { names }]
+    );
+}

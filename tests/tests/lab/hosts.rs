@@ -118,8 +118,11 @@ impl<'a> Host<'a> {
             .iter()
             .map(|(own, place)| format!("mount --bind {}/{own} {place}\n", root.display()))
             .collect();
+        // Between the two cgroup2 mounts another file system must lie: the kernel refuses the same one twice at one place,
+        // whatever it shows, and most machines have cgroup2 there.
         let init = format!(
             "echo {}-{} >/proc/sys/kernel/hostname
+            mount -t tmpfs none /sys/fs/cgroup
             mount -t cgroup2 none /sys/fs/cgroup
             {binds}
             echo up

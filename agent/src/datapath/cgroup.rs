@@ -85,14 +85,18 @@ impl Cgroup {
             let none = None::<&str>;
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
                 .map_err(no_mount)?;
-            mount(
-                Some("none"),
-                "/sys/fs/cgroup",
-                Some("cgroup2"),
-                MsFlags::empty(),
-                none,
-            )
-            .map_err(no_mount)?;
+            // Where a cgroup2 lies on top already, as on most machines, the kernel refuses another: both are one file system,
+            // whatever they show. So something else goes between.
+            for kind in ["tmpfs", "cgroup2"] {
+                mount(
+                    Some("none"),
+                    "/sys/fs/cgroup",
+                    Some(kind),
+                    MsFlags::empty(),
+                    none,
+                )
+                .map_err(no_mount)?;
+            }
             let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
             nix::fcntl::open("/sys/fs/cgroup", flags, Mode::empty()).map_err(no_mount)
         };

@@ -1,4 +1,5 @@
-//! The README's "Two plain hosts", command by command, with the installer, units and configuration of `deploy`.
+//! The README's "Two plain hosts", command by command, with the installer, units and configuration of `deploy`; and an
+//! agent in a container of such a host.
 //!
 //! A host here is a lab's node with a pid 1, and cgroup, mount, pid and host name's namespaces of its own, so that what
 //! the agent finds by itself on a host (its name, the cgroup of pid 1, the pins' place) it finds here. There is no
@@ -353,4 +354,45 @@ fn two_plain_hosts_are_linked_as_the_readme_says() {
         })
         .unwrap();
     }
+}
+
+/// A service that nobody serves: a connection to it is refused, by whoever sees the client's socket.
+const REFUSED: &str = "apiVersion: v1
+kind: Service
+metadata: {name: nobody, namespace: production}
+spec: {clusterIP: 10.96.0.10, ports: [{port: 8080}]}
+";
+
+/// As in a container with a cgroup namespace of its own, whose `/sys/fs/cgroup` shows its own cgroup as the root.
+const IN_A_CONTAINER: &str = "mkdir -p /sys/fs/cgroup/box /run/isthmus /var/lib/isthmus/agent
+echo 0 >/sys/fs/cgroup/box/cgroup.procs
+exec unshare --cgroup --mount --propagation private sh -ec '
+umount /sys/fs/cgroup
+mount -t cgroup2 none /sys/fs/cgroup
+exec target/release/isthmus-agent --cluster-name east --cluster-id 1 --source dir:/etc/isthmus/manifests'";
+
+#[test]
+fn an_agent_in_a_container_serves_its_whole_host() {
+    let lab = world("boxed", HOSTS);
+    let dir = tempfile::tempdir().unwrap();
+    let mut host = Host::new(&lab, "east", dir.path().join("east"));
+    let manifests = host.root.join("etc/isthmus/manifests");
+    fs::create_dir_all(&manifests).unwrap();
+    fs::write(manifests.join("nobody.yaml"), REFUSED).unwrap();
+    let log = File::create(host.log("isthmus-agent")).unwrap();
+    let agent = host
+        .shell(IN_A_CONTAINER)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn();
+    host.started.push(agent.unwrap());
+    wait_for("the host's sockets are seen", SOON, || {
+        let connect = "timeout 1 bash -c 'exec 3<>/dev/tcp/10.96.0.10/8080'";
+        let said = host.shell(connect).output()?.stderr;
+        let said = String::from_utf8_lossy(&said);
+        anyhow::ensure!(said.contains("Connection refused"), "connect: {said}");
+        Ok(Some(()))
+    })
+    .unwrap();
 }

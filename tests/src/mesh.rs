@@ -15,8 +15,9 @@ use crate::layout::state_dir;
 use crate::process::Process;
 use crate::wait::wait_for;
 
-/// How long an agent or a mesh server may take until it says that it is ready.
-const READY: Duration = Duration::from_secs(15);
+/// How long an agent or a mesh server may take until it says that it is ready: a debug build that reads thousands of
+/// services, on a machine that has others to run.
+const READY: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(10);
 const AGENT_HTTP: &str = "127.0.0.1:9970";
 const MESH_HTTP: &str = "127.0.0.1:9971";

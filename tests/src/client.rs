@@ -4,8 +4,9 @@
 //! what is under way), `mark` and `stop`. `pause`, `mark` and `stop` each print one [`Report`] of everything since the last
 //! one, as a line of JSON.
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, ErrorKind, Read, Write};
+mod report;
+
+use std::io::{BufRead, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,10 +14,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::time::{ClockId, clock_gettime};
-use serde::{Deserialize, Serialize};
 
-/// Failures of which a report tells the moment, each; all are counted.
-const TOLD_FAILURES: usize = 32;
+use report::Outcome;
+pub use report::{Answers, BROKEN_OFF, Failure, GIVEN_UP, NO_ANSWER, REFUSED, Report, TIMED_OUT};
 
 /// Where requests go, and the service that must answer them.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -70,164 +70,12 @@ pub struct Options {
     pub timed: bool,
 }
 
-/// What happened to the requests since the last report.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Report {
-    pub requests: u64,
-    /// By what the server said of itself: `SERVICE CLUSTER/POD`.
-    pub answers: BTreeMap<String, Answers>,
-    /// Answers by a server of another service than the one asked for; they are in `answers` too.
-    pub wrong: u64,
-    /// By the error's name: `refused`, `timed out`, or the errno.
-    pub failures: BTreeMap<String, u64>,
-    /// The first failures, with their time.
-    pub told: Vec<Failure>,
-    /// How long each TCP connect took that succeeded, in nanoseconds, if that was asked for.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub connect_times: Vec<u64>,
-    /// When the report was made (`CLOCK_MONOTONIC`, nanoseconds).
-    pub at: u64,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Answers {
-    pub count: u64,
-    /// Time of the first and the last answer (`CLOCK_MONOTONIC`, nanoseconds).
-    pub first: u64,
-    pub last: u64,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Failure {
-    pub at: u64,
-    pub target: String,
-    pub error: String,
-}
-
-impl Report {
-    #[must_use]
-    pub fn failed(&self) -> u64 {
-        self.failures.values().sum()
-    }
-    #[must_use]
-    pub fn answered(&self) -> u64 {
-        self.answers.values().map(|a| a.count).sum()
-    }
-    /// Answers by servers of a cluster.
-    #[must_use]
-    pub fn from_cluster(&self, cluster: &str) -> u64 {
-        self.servers(cluster).map(|a| a.count).sum()
-    }
-    /// When the first server of a cluster answered.
-    #[must_use]
-    pub fn first_of(&self, cluster: &str) -> Option<u64> {
-        self.servers(cluster).map(|a| a.first).min()
-    }
-    /// When the last answer of a cluster came.
-    #[must_use]
-    pub fn last_of(&self, cluster: &str) -> Option<u64> {
-        self.servers(cluster).map(|a| a.last).max()
-    }
-    /// Both reports as one.
-    #[must_use]
-    pub fn and(mut self, later: &Self) -> Self {
-        self.requests += later.requests;
-        self.wrong += later.wrong;
-        for (name, answers) in &later.answers {
-            let sum = self.answers.entry(name.clone()).or_insert_with(|| Answers {
-                count: 0,
-                ..answers.clone()
-            });
-            sum.count += answers.count;
-            sum.last = sum.last.max(answers.last);
-        }
-        for (error, count) in &later.failures {
-            *self.failures.entry(error.clone()).or_default() += count;
-        }
-        self.told.extend(later.told.iter().cloned());
-        self.told.truncate(TOLD_FAILURES);
-        self.connect_times.extend(&later.connect_times);
-        self.at = self.at.max(later.at);
-        self
-    }
-    fn servers<'a>(&'a self, cluster: &'a str) -> impl Iterator<Item = &'a Answers> {
-        let of = move |name: &str| {
-            let pod = name.split(' ').nth(1).unwrap_or_default();
-            pod.split('/').next() == Some(cluster)
-        };
-        self.answers
-            .iter()
-            .filter(move |(name, _)| of(name))
-            .map(|(_, a)| a)
-    }
-    fn record(&mut self, target: &Target, outcome: &Outcome) {
-        self.requests += 1;
-        match outcome {
-            Outcome::Answer(name) => {
-                let at = monotonic();
-                let wanted = target.service.as_deref();
-                if wanted.is_some_and(|w| name.split(' ').next() != Some(w)) {
-                    self.wrong += 1;
-                    self.tell(target, format!("answered by {name}"));
-                }
-                match self.answers.get_mut(name) {
-                    Some(answers) => {
-                        answers.count += 1;
-                        answers.last = at;
-                    }
-                    None => {
-                        self.answers.insert(
-                            name.clone(),
-                            Answers {
-                                count: 1,
-                                first: at,
-                                last: at,
-                            },
-                        );
-                    }
-                }
-            }
-            Outcome::Failure(error) => {
-                *self.failures.entry(error.clone()).or_default() += 1;
-                self.tell(target, error.clone());
-            }
-        }
-    }
-    fn tell(&mut self, target: &Target, error: String) {
-        if self.told.len() < TOLD_FAILURES {
-            self.told.push(Failure {
-                at: monotonic(),
-                target: target.to_string(),
-                error,
-            });
-        }
-    }
-}
-
 /// `CLOCK_MONOTONIC` in nanoseconds: the same clock in every process of the machine.
 #[must_use]
 pub fn monotonic() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every Linux has CLOCK_MONOTONIC");
     u64::try_from(now.tv_sec()).unwrap_or(0) * 1_000_000_000
         + u64::try_from(now.tv_nsec()).unwrap_or(0)
-}
-
-enum Outcome {
-    Answer(String),
-    Failure(String),
-}
-
-impl From<std::io::Error> for Outcome {
-    fn from(e: std::io::Error) -> Self {
-        Self::Failure(match e.kind() {
-            ErrorKind::ConnectionRefused => "refused".to_owned(),
-            ErrorKind::TimedOut | ErrorKind::WouldBlock => "timed out".to_owned(),
-            _ => e.raw_os_error().map_or_else(
-                || e.to_string(),
-                |n| format!("{}", nix::errno::Errno::from_raw(n)),
-            ),
-        })
-    }
 }
 
 /// What the workers are to do, and what they did.
@@ -386,8 +234,11 @@ fn requests(turn: usize, shared: &Shared, options: &Options) {
             let begin = Instant::now();
             let connected = TcpStream::connect_timeout(&target.address, options.timeout);
             let took = (options.timed && connected.is_ok()).then(|| begin.elapsed());
-            let outcome = connected.and_then(|stream| tcp_answer(stream, options.timeout));
-            let outcome = outcome.unwrap_or_else(Outcome::from);
+            let outcome = match connected {
+                Ok(stream) => tcp_answer(stream, options.timeout)
+                    .unwrap_or_else(|error| Outcome::unanswered(&error)),
+                Err(error) => Outcome::unconnected(&error),
+            };
             let mut report = lock(&shared.report);
             report.record(target, &outcome);
             let nanoseconds = took.and_then(|took| u64::try_from(took.as_nanos()).ok());
@@ -417,7 +268,7 @@ fn tcp_answer(mut stream: TcpStream, timeout: Duration) -> std::io::Result<Outco
         let got = stream.read(&mut text[length..])?;
         length += got;
         if got == 0 || text[..length].ends_with(b"\n") || length == text.len() {
-            return Ok(said(&text[..length]));
+            return Ok(Outcome::said(&text[..length]));
         }
     }
 }
@@ -432,11 +283,14 @@ fn udp_requests(turn: usize, options: &Options) -> Vec<(&Target, Outcome)> {
     let answer = |socket: std::io::Result<UdpSocket>| -> std::io::Result<Outcome> {
         let mut text = [0; 128];
         let length = socket?.recv(&mut text)?;
-        Ok(said(&text[..length]))
+        Ok(Outcome::said(&text[..length]))
     };
     asked
         .into_iter()
-        .map(|(target, socket)| (target, answer(socket).unwrap_or_else(Outcome::from)))
+        .map(|(target, socket)| {
+            let outcome = answer(socket).unwrap_or_else(|error| Outcome::unanswered(&error));
+            (target, outcome)
+        })
         .collect()
 }
 
@@ -451,16 +305,6 @@ fn udp_ask(address: SocketAddr, timeout: Duration) -> std::io::Result<UdpSocket>
     socket.connect(address)?;
     socket.send(b"?")?;
     Ok(socket)
-}
-
-fn said(text: &[u8]) -> Outcome {
-    match std::str::from_utf8(text)
-        .ok()
-        .and_then(|t| t.strip_suffix('\n'))
-    {
-        Some(name) => Outcome::Answer(name.to_owned()),
-        None => Outcome::Failure("closed before it said its name".to_owned()),
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -6,9 +6,11 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use isthmus_abi::{
-    BackendHealthRow, EndpointRow, HealthState, ServiceHealthRow, ServiceRow, health_kind,
+    BackendHealthRow, EPOCH_SHIFT, EndpointRow, HealthState, ServiceHealthRow, ServiceRow, Standing,
+    health_kind,
 };
 
+use crate::client::monotonic;
 use crate::kernel::map_row;
 use crate::lab::Node;
 use crate::view::Frontend;
@@ -42,6 +44,18 @@ pub struct ServiceCounts {
     pub refused: u64,
     pub all_ejected: u64,
     pub ejections: u64,
+    /// By the epoch's lowest bit.
+    pub standing: [Standing; 2],
+}
+
+impl ServiceCounts {
+    /// Whether the client of this mark stands at the service now: its failures count.
+    #[must_use]
+    pub fn stands(&self, mark: u32) -> bool {
+        let epoch = monotonic() >> EPOCH_SHIFT;
+        let of = |epoch: u64| self.standing[usize::from(epoch & 1 == 1)].of(epoch);
+        (of(epoch) | of(epoch.wrapping_sub(1))) & 1 << mark != 0
+    }
 }
 
 impl BackendCounts {
@@ -110,9 +124,11 @@ impl KernelHealth {
             .collect()
     }
     pub fn service(&self) -> Result<ServiceCounts> {
-        let counts = offset_of!(ServiceRow, health) + offset_of!(ServiceHealthRow, refused);
-        let [refused, all_ejected, ejections] = words(self.services, self.service, counts)?;
+        const _: () = assert!(offset_of!(ServiceHealthRow, standing) == 0);
+        let [even, odd, refused, all_ejected, ejections] =
+            words(self.services, self.service, offset_of!(ServiceRow, health))?;
         Ok(ServiceCounts {
+            standing: [Standing(even), Standing(odd)],
             refused,
             all_ejected,
             ejections,

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use isthmus_abi::client_mark;
@@ -56,7 +56,7 @@ pub struct Account {
     /// Calls of connect() with an address.
     pub connects: u64,
     pub established: u64,
-    /// Closed, dissolved or killed before an answer was seen. Some were established for all we know.
+    /// Closed, dissolved or killed when no answer had come.
     pub abandoned: u64,
     pub refused: u64,
     pub timed_out: u64,
@@ -85,6 +85,26 @@ impl Account {
         self.connects == known + self.other.values().sum::<u64>()
     }
 
+    /// Of [`Self::other`], those whose error's name begins so.
+    #[must_use]
+    pub fn other_of(&self, errno: &str) -> u64 {
+        let of = self
+            .other
+            .iter()
+            .filter(|(name, _)| name.starts_with(errno));
+        of.map(|(_, count)| count).sum()
+    }
+
+    /// What became of a connect whose socket its owner is about to let go.
+    fn let_go(&mut self, socket: &OwnedFd) -> Result<()> {
+        match asked::socket_error(socket)? {
+            Err(errno) => self.failed(errno),
+            Ok(()) if rustix::net::getpeername(socket).is_ok() => self.established += 1,
+            Ok(()) => self.abandoned += 1,
+        }
+        Ok(())
+    }
+
     fn failed(&mut self, errno: Errno) {
         match errno {
             Errno::CONNREFUSED => self.refused += 1,
@@ -99,7 +119,7 @@ impl Account {
 
 /// Does it, and prints the [`Account`] as a line of JSON.
 pub fn run(options: &Options) -> Result<()> {
-    allow_descriptors()?;
+    let descriptors = allow_descriptors()?;
     let mut account = Account::default();
     let mut targets = options.targets.iter().copied().cycle();
     let mut next = || targets.next().context("no --target");
@@ -111,8 +131,9 @@ pub fn run(options: &Options) -> Result<()> {
         }
         Behaviour::Abandon => {
             while account.connects < options.connects {
-                // Dropped, and so closed.
-                begin(next()?, &mut account)?;
+                if let Some(socket) = begin(next()?, &mut account)? {
+                    account.let_go(&socket)?;
+                }
             }
         }
         Behaviour::Dissolve => {
@@ -121,17 +142,29 @@ pub fn run(options: &Options) -> Result<()> {
             }
         }
         Behaviour::Reuse => {
-            let mut place = socket(next()?, SocketFlags::NONBLOCK)?;
+            let mut place = None;
             while account.connects < options.connects {
-                let target = next()?;
-                if let Some(fresh) = begin(target, &mut account)? {
-                    rustix::io::dup2(&fresh, &mut place)?;
+                let Some(fresh) = begin(next()?, &mut account)? else {
+                    continue;
+                };
+                match &mut place {
+                    None => place = Some(fresh),
+                    Some(place) => {
+                        account.let_go(place)?;
+                        rustix::io::dup2(&fresh, place)?;
+                    }
                 }
+            }
+            if let Some(place) = place {
+                account.let_go(&place)?;
             }
         }
         Behaviour::Hold => {
             let all: Result<Vec<SocketAddr>> = (0..options.connects).map(|_| next()).collect();
-            hold(&all?, options.hold, &mut account)?;
+            // As many at once as this process may have open, beside what it has open anyway.
+            for wave in all?.chunks(descriptors.saturating_sub(32).max(1)) {
+                hold(wave, options.hold, &mut account)?;
+            }
         }
         Behaviour::Killed => killed(options, &mut account)?,
     }
@@ -143,7 +176,10 @@ pub fn wait_to_be_killed(targets: &[SocketAddr]) -> Result<()> {
     let mut account = Account::default();
     let mut held = Vec::new();
     for target in targets.iter().cycle().take(usize::try_from(EACH)?) {
-        held.push(begin(*target, &mut account)?);
+        held.extend(begin(*target, &mut account)?);
+    }
+    for socket in &held {
+        account.let_go(socket)?;
     }
     say(&account)?;
     loop {
@@ -204,13 +240,12 @@ fn one(target: SocketAddr, account: &mut Account) -> Result<()> {
     }
 }
 
-/// A connect that is under way, or was established at once, and counts as abandoned. None if it failed.
+/// A connect that is under way, or was established at once. None if it failed.
 fn begin(target: SocketAddr, account: &mut Account) -> Result<Option<OwnedFd>> {
     let socket = socket(target, SocketFlags::NONBLOCK)?;
     account.connects += 1;
     match connect(&socket, &target) {
         Ok(()) | Err(Errno::INPROGRESS) => {
-            account.abandoned += 1;
             reset_at_close(&socket)?;
             Ok(Some(socket))
         }
@@ -225,13 +260,16 @@ fn dissolve(target: SocketAddr, account: &mut Account) -> Result<()> {
     let Some(socket) = begin(target, account)? else {
         return Ok(());
     };
+    account.let_go(&socket)?;
     connect_unspec(&socket)?;
     account.connects += 1;
     match connect(&socket, &target) {
-        Ok(()) | Err(Errno::INPROGRESS) => account.abandoned += 1,
-        Err(errno) => account.failed(errno),
+        Ok(()) | Err(Errno::INPROGRESS) => account.let_go(&socket),
+        Err(errno) => {
+            account.failed(errno);
+            Ok(())
+        }
     }
-    Ok(())
 }
 
 fn hold(targets: &[SocketAddr], time: Duration, account: &mut Account) -> Result<()> {
@@ -240,20 +278,8 @@ fn hold(targets: &[SocketAddr], time: Duration, account: &mut Account) -> Result
         held.extend(begin(*target, account)?);
     }
     // How long it means to wait, not a wait for anything.
-    let end = Instant::now() + time;
-    std::thread::sleep(end.saturating_duration_since(Instant::now()));
-    for socket in held {
-        let Err(errno) = asked::socket_error(&socket)? else {
-            if rustix::net::getpeername(&socket).is_ok() {
-                account.abandoned -= 1;
-                account.established += 1;
-            }
-            continue;
-        };
-        account.abandoned -= 1;
-        account.failed(errno);
-    }
-    Ok(())
+    std::thread::sleep(time);
+    held.iter().try_for_each(|socket| account.let_go(socket))
 }
 
 fn socket(target: SocketAddr, flags: SocketFlags) -> Result<OwnedFd> {
@@ -275,9 +301,11 @@ fn reset_at_close(socket: &impl AsFd) -> Result<()> {
     setsockopt(socket, sockopt::Linger, &linger).context("linger")
 }
 
-fn allow_descriptors() -> Result<()> {
+/// Gives how many descriptors this process may have from now on.
+fn allow_descriptors() -> Result<usize> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("as many descriptors as are allowed")
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("as many descriptors as are allowed")?;
+    Ok(usize::try_from(most)?)
 }
 
 fn say(account: &Account) -> Result<()> {

@@ -24,10 +24,13 @@ const FORWARDING: [(&str, &str); 2] = [
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv6/conf/all/forwarding", "1"),
 ];
-/// The tell-tale's answers must all come: none is left out to spare the network.
-const EVERY_ICMP: [(&str, &str); 2] = [
+/// Every ICMP error comes: none is left out to spare the network, by its destination or by the machine's rate.
+const EVERY_ICMP: [(&str, &str); 4] = [
     ("net/ipv4/icmp_ratelimit", "0"),
+    ("net/ipv4/icmp_ratemask", "0"),
     ("net/ipv6/icmp/ratelimit", "0"),
+    // No type.
+    ("net/ipv6/icmp/ratemask", "\n"),
 ];
 /// A client opens tens of thousands of connections a second to one address. The ports of our own servers are left out:
 /// a connection to this host that is given the very port that it goes to meets itself, and keeps the server from it.
@@ -171,6 +174,7 @@ pub(crate) fn add_pods(pods: &[PodPlan]) -> Result<()> {
         let namespace = Netns::new(pod.netns());
         namespace.sysctl(&QUIET_IPV6)?;
         namespace.sysctl(&MANY_PORTS)?;
+        namespace.sysctl(&EVERY_ICMP)?;
         writeln!(
             veths,
             "link add eth0 netns {} type veth peer name {} netns {}",

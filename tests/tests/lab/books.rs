@@ -1,7 +1,8 @@
-//! The kernel's counts of a service, to be held against what clients say.
+//! The kernel's counts of a service, held against what its clients say.
 
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
+use isthmus_tests::client::{self, Report};
 use isthmus_tests::hostile::Account;
 use isthmus_tests::{BackendCounts, KernelHealth, Node, ServiceCounts};
 
@@ -17,11 +18,26 @@ pub(crate) struct Counted {
     pub(crate) refused: u64,
     pub(crate) unreachable: u64,
     pub(crate) timed_out: u64,
+    /// Of all connects, whatever became of them, those whose first SYN had no answer in time.
     pub(crate) unanswered: u64,
     pub(crate) ejections: u64,
     pub(crate) all_ejected: u64,
     /// Backends that are left out now.
     pub(crate) out: u64,
+}
+
+/// What clients say of their connects: each has one of these fates.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) connects: u64,
+    pub(crate) established: u64,
+    /// By the client, when no answer had come.
+    pub(crate) abandoned: u64,
+    pub(crate) refused: u64,
+    pub(crate) unreachable: u64,
+    pub(crate) timed_out: u64,
+    /// Failed at the client's own network, before anything was sent.
+    pub(crate) at_home: u64,
 }
 
 impl Books {
@@ -39,45 +55,121 @@ impl Books {
         }
     }
 
+    /// Of each backend's address.
+    pub(crate) fn since_by_backend(&self) -> Vec<BackendCounts> {
+        let family = |(health, _, before): &(KernelHealth, _, Vec<BackendCounts>)| {
+            let now = health.backends().unwrap().into_values();
+            let since = now.zip(before).map(|(now, before)| now.since(before));
+            since.collect::<Vec<_>>()
+        };
+        self.families.iter().flat_map(family).collect()
+    }
+
     pub(crate) fn since(&self) -> Counted {
         let mut sum = Counted::default();
-        for (health, service, backends) in &self.families {
+        for (health, service, _) in &self.families {
             let now = health.service().unwrap();
             sum.ejections += now.ejections - service.ejections;
             sum.all_ejected += now.all_ejected - service.all_ejected;
-            for (now, before) in health.backends().unwrap().values().zip(backends) {
-                let since = now.since(before);
-                sum.connects += since.connects;
-                sum.refused += since.refused;
-                sum.unreachable += since.unreachable;
-                sum.timed_out += since.timed_out;
-                sum.unanswered += since.unanswered;
-                sum.out += u64::from(now.is_out());
-            }
+        }
+        for since in self.since_by_backend() {
+            sum.connects += since.connects;
+            sum.refused += since.refused;
+            sum.unreachable += since.unreachable;
+            sum.timed_out += since.timed_out;
+            sum.unanswered += since.unanswered;
+            sum.out += u64::from(since.is_out());
         }
         sum
+    }
+
+    /// Whether the client of this mark stands at the service, at both of its families.
+    pub(crate) fn stands(&self, mark: u32) -> bool {
+        let mut services = self.families.iter().map(|(health, ..)| health.service());
+        services.all(|service| service.unwrap().stands(mark))
+    }
+}
+
+/// Errors that came by ICMP.
+const UNREACHABLE: [&str; 2] = ["EHOSTUNREACH", "ENETUNREACH"];
+
+impl Told {
+    pub(crate) fn by_client(report: &Report) -> Self {
+        let failed = |how| report.failed_by(how);
+        let unreachable = report.failures.iter();
+        let unreachable =
+            unreachable.filter(|(error, _)| UNREACHABLE.iter().any(|name| error.starts_with(name)));
+        Self {
+            connects: report.requests,
+            established: report.answered() + failed(client::NO_ANSWER) + failed(client::BROKEN_OFF),
+            abandoned: failed(client::GIVEN_UP),
+            refused: failed(client::REFUSED),
+            unreachable: unreachable.map(|(_, count)| count).sum(),
+            timed_out: failed(client::TIMED_OUT),
+            at_home: 0,
+        }
+    }
+
+    /// `by_icmp`: its connects were unreachable because ICMP said so. Else its own network did.
+    pub(crate) fn by_hostile(account: &Account, by_icmp: bool) -> Self {
+        let other: u64 = account.other.values().sum();
+        let (unreachable, at_home) = if by_icmp { (other, 0) } else { (0, other) };
+        Self {
+            connects: account.connects,
+            established: account.established,
+            abandoned: account.abandoned,
+            refused: account.refused,
+            unreachable,
+            timed_out: account.timed_out,
+            at_home,
+        }
+    }
+
+    pub(crate) fn and(self, more: Self) -> Self {
+        self.with(more, u64::checked_add)
+    }
+
+    pub(crate) fn since(self, before: Self) -> Self {
+        self.with(before, u64::checked_sub)
+    }
+
+    fn with(self, other: Self, sum: fn(u64, u64) -> Option<u64>) -> Self {
+        let sum = |a, b| sum(a, b).unwrap();
+        Self {
+            connects: sum(self.connects, other.connects),
+            established: sum(self.established, other.established),
+            abandoned: sum(self.abandoned, other.abandoned),
+            refused: sum(self.refused, other.refused),
+            unreachable: sum(self.unreachable, other.unreachable),
+            timed_out: sum(self.timed_out, other.timed_out),
+            at_home: sum(self.at_home, other.at_home),
+        }
     }
 }
 
 impl Counted {
-    /// Holds the books against a good client's requests, which all succeeded, and a hostile one's account. What it abandoned
-    /// may have failed unseen. Errors of its own network are no failures, unless they came by ICMP.
-    pub(crate) fn balance(&self, name: &str, good: u64, bad: &Account, by_icmp: bool) {
-        let told =
-            format!("{name}: the kernel {self:?}, the good client {good}, the hostile {bad:?}");
-        assert_eq!(self.connects, good + bad.connects, "{told}");
-        let other: u64 = bad.other.values().sum();
-        let unreachable = if by_icmp { other } else { 0 };
-        let pairs = [
-            (self.refused, bad.refused),
-            (self.unreachable, unreachable),
-            (self.timed_out, bad.timed_out),
-        ];
-        let mut unseen = 0;
-        for (kernel, client) in pairs {
-            assert!(kernel >= client, "{told}");
-            unseen += kernel - client;
-        }
-        assert!(unseen <= bad.abandoned, "{told}");
+    /// The books balance: the kernel counted what all clients together tell, each kind for itself, and what it counted as no
+    /// failure is what they say was established, abandoned, or never sent. Nothing may be under way.
+    pub(crate) fn balance(&self, name: &str, told: Told) {
+        assert_eq!(
+            (
+                self.connects,
+                self.refused,
+                self.unreachable,
+                self.timed_out
+            ),
+            (
+                told.connects,
+                told.refused,
+                told.unreachable,
+                told.timed_out
+            ),
+            "{name}: connects, refused, unreachable, timed out: the kernel {self:?}, the clients {told:?}"
+        );
+        assert_eq!(
+            self.connects - self.refused - self.unreachable - self.timed_out,
+            told.established + told.abandoned + told.at_home,
+            "{name}: what is left over: the kernel {self:?}, the clients {told:?}"
+        );
     }
 }

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use isthmus_tests::client::Report;
@@ -59,6 +60,15 @@ clusters:
       - {name: backend, count: 2, namespace: production, labels: {app: backend}, serves: {8080: production/backend}}
       - {name: client}
 ";
+
+/// Tells other threads that their work is over, also when the one that holds it panics.
+pub(crate) struct SetAtEnd<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// The world of a lab file, without agents.
 pub(crate) fn world(name: &str, file: &str) -> Lab {

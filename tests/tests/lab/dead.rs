@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use isthmus_tests::client::Report;
+use isthmus_tests::client::{NO_ANSWER, REFUSED, Report, TIMED_OUT};
 use isthmus_tests::hostile::{Account, Behaviour};
 use isthmus_tests::{Lab, Node, Pod, Requests, Traffic, wait_for};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::books::Books;
+use super::books::{Books, Counted, Told};
 use super::common::{ALONE, PORT, SERVICE, at_least, running};
 
 const BACKENDS: [&str; 2] = ["east/backend-1", "east/backend-2"];
@@ -30,6 +30,12 @@ struct Scene {
     lab: Lab,
     client: Traffic,
     target: SocketAddr,
+}
+
+/// The books, and what the client had told when they were opened.
+struct Opened {
+    books: Books,
+    before: Told,
 }
 
 impl Scene {
@@ -61,32 +67,53 @@ impl Scene {
         self.lab.pod(name).unwrap()
     }
 
+    /// Nothing may be under way.
+    fn open_books(&self) -> Opened {
+        Opened {
+            books: Books::open(self.node(), SERVICE, PORT),
+            before: Told::by_client(self.client.total()),
+        }
+    }
+
+    /// The books balance with all that the client told since they were opened. Nothing may be under way.
+    fn balance(&self, opened: &Opened) -> Counted {
+        self.balance_with(opened, Told::default())
+    }
+
+    /// The same, with what another told.
+    fn balance_with(&self, opened: &Opened, other: Told) -> Counted {
+        let told = Told::by_client(self.client.total()).since(opened.before);
+        let kernel = opened.books.since();
+        kernel.balance(self.lab.name(), told.and(other));
+        kernel
+    }
+
     /// Traffic from before `kill` until `wanted` backends are out, and some more; nothing is under way at the end.
-    fn until_out(&mut self, wanted: u64, kill: impl FnOnce(&Self)) -> (Report, Books) {
-        let books = Books::open(self.node(), SERVICE, PORT);
+    fn until_out(&mut self, wanted: u64, kill: impl FnOnce(&Self)) -> (Report, Opened) {
+        let opened = self.open_books();
         self.client.rate(RATE).unwrap();
         at_least(&mut self.client, 100);
         kill(self);
         let mut report = Report::default();
         wait_for("dead backends are ejected", Duration::from_secs(20), || {
             report = std::mem::take(&mut report).and(&self.client.mark()?);
-            Ok((books.since().out >= wanted).then_some(()))
+            Ok((opened.books.since().out >= wanted).then_some(()))
         })
         .unwrap();
         report = report.and(&self.more(200));
         report = report.and(&self.client.pause().unwrap());
-        (report, books)
+        (report, opened)
     }
 
     /// Traffic while an agent goes and the next one comes, and some more; nothing is under way at the end. The books are of
     /// before.
-    fn through(&mut self, restart: impl FnOnce(Node<'_>)) -> (Report, Books) {
-        let books = Books::open(self.node(), SERVICE, PORT);
+    fn through(&mut self, restart: impl FnOnce(Node<'_>)) -> (Report, Opened) {
+        let opened = self.open_books();
         self.client.rate(RATE).unwrap();
         let mut report = self.more(100);
         restart(self.node());
         report = report.and(&self.more(500));
-        (report.and(&self.client.pause().unwrap()), books)
+        (report.and(&self.client.pause().unwrap()), opened)
     }
 
     fn more_paused(&mut self, requests: u64) -> Report {
@@ -103,13 +130,14 @@ impl Scene {
     }
 
     /// All backends listen again.
-    fn expect_first_connect(&mut self) {
+    fn expect_first_connect(&mut self, opened: &Opened) {
         for backend in BACKENDS {
             self.pod(backend).start_server().unwrap();
         }
         let first = self.connects(1);
         assert_eq!((first.connects, first.established), (1, 1), "{first:?}");
         self.until_back();
+        self.balance_with(opened, Told::by_hostile(&first, false));
     }
 
     /// All of the next requests, from the last report on.
@@ -145,10 +173,6 @@ fn page(node: Node<'_>) -> String {
     body
 }
 
-fn failed(report: &Report, how: &str) -> u64 {
-    report.failures.get(how).copied().unwrap_or_default()
-}
-
 /// Three failures, and those that were drawn before the third.
 fn expect_three(count: u64, report: &Report) {
     let most = 3 + u64::try_from(WORKERS).unwrap() - 1;
@@ -158,24 +182,19 @@ fn expect_three(count: u64, report: &Report) {
 #[test]
 fn a_killed_backend_costs_three_refusals_and_comes_back() {
     let mut scene = Scene::set("killed", WORKERS, Duration::from_secs(2));
-    let (report, books) = scene.until_out(1, |scene| {
+    let (report, opened) = scene.until_out(1, |scene| {
         scene.pod(BACKENDS[0]).kill_server().unwrap();
     });
-    let refused = failed(&report, "refused");
+    let refused = report.failed_by(REFUSED);
     expect_three(refused, &report);
     // What was accepted and broken off by the kill is no connect that failed.
     assert!(report.failed() - refused <= WORKERS as u64, "{report:?}");
-    let kernel = books.since();
-    assert_eq!(
-        (kernel.refused, kernel.ejections),
-        (refused, 1),
-        "{kernel:?}"
-    );
-    assert_eq!((kernel.unreachable, kernel.timed_out), (0, 0), "{kernel:?}");
+    let kernel = scene.balance(&opened);
+    assert_eq!((kernel.unanswered, kernel.ejections), (0, 1), "{kernel:?}");
     scene.pod(BACKENDS[0]).start_server().unwrap();
     let back = scene.until_back();
-    let refused = refused + failed(&back, "refused");
-    assert_eq!(books.since().refused, refused);
+    let refused = refused + back.failed_by(REFUSED);
+    assert_eq!(scene.balance(&opened).refused, refused);
     // Metrics say the same: of all families together, from the first connect on.
     let page = page(scene.node());
     let of = |cluster: &str| format!("service=\"{SERVICE}\"{cluster}");
@@ -208,22 +227,21 @@ fn restarts_leave_a_dead_backend_out_and_new_maps_cost_its_failures_once_more() 
     scene.until_out(1, |scene| {
         scene.pod(BACKENDS[0]).kill_server().unwrap();
     });
-    let (mut report, books) = scene.through(|node| {
+    let (_, opened) = scene.through(|node| {
         node.kill_agent().unwrap();
         node.start_agent(&[]).unwrap();
     });
-    let kernel = books.since();
+    let kernel = scene.balance(&opened);
     // What is refused are trials, one for each time that is over; a trial that fails is no ejection more.
     assert_eq!((kernel.out, kernel.ejections), (1, 0), "{kernel:?}");
-    assert_eq!(kernel.refused, failed(&report, "refused"), "{kernel:?}");
     assert!(kernel.refused <= 2, "{kernel:?}");
     let other = ["--lb-backends-max", "4096"];
-    (report, _) = scene.through(|node| {
+    let (report, _) = scene.through(|node| {
         node.stop_agent().unwrap();
         node.start_agent(&other).unwrap();
     });
     // Nobody stands there yet: two failures close it to this client, three eject it.
-    let refused = failed(&report, "refused");
+    let refused = report.failed_by(REFUSED);
     assert!((2..=3 + WORKERS as u64).contains(&refused), "{report:?}");
     let last = scene.more_paused(300);
     // A trial may fall due meanwhile.
@@ -237,15 +255,10 @@ fn restarts_leave_a_dead_backend_out_and_new_maps_cost_its_failures_once_more() 
 fn a_closed_listener_costs_three_refusals() {
     let mut scene = Scene::set("closed", WORKERS, Duration::from_secs(2));
     let listener = Impostor::instead_of(&scene.pod(BACKENDS[0]), Some(Duration::ZERO));
-    let (report, books) = scene.until_out(1, |_| drop(listener));
-    let refused = failed(&report, "refused");
-    expect_three(refused, &report);
-    let kernel = books.since();
-    assert_eq!(
-        (kernel.refused, kernel.ejections),
-        (refused, 1),
-        "{kernel:?}"
-    );
+    let (report, opened) = scene.until_out(1, |_| drop(listener));
+    expect_three(report.failed_by(REFUSED), &report);
+    let kernel = scene.balance(&opened);
+    assert_eq!((kernel.unanswered, kernel.ejections), (0, 1), "{kernel:?}");
 }
 
 /// It accepts, and answers late: that is no failure.
@@ -254,7 +267,7 @@ fn a_slow_backend_is_not_ejected() {
     let mut scene = Scene::set("slow", 16, Duration::from_secs(10));
     let delay = Duration::from_millis(300);
     let slow = Impostor::instead_of(&scene.pod(BACKENDS[0]), Some(delay));
-    let books = Books::open(scene.node(), SERVICE, PORT);
+    let opened = scene.open_books();
     scene.client.rate(RATE).unwrap();
     let report = scene.more(200);
     let report = report.and(&scene.client.pause().unwrap());
@@ -263,12 +276,8 @@ fn a_slow_backend_is_not_ejected() {
         (0, 2),
         "{report:?}"
     );
-    let kernel = books.since();
-    assert_eq!(
-        (kernel.ejections, kernel.connects),
-        (0, report.requests),
-        "{kernel:?}"
-    );
+    let kernel = scene.balance(&opened);
+    assert_eq!((kernel.unanswered, kernel.ejections), (0, 0), "{kernel:?}");
     drop(slow);
 }
 
@@ -283,14 +292,18 @@ fn a_backend_whose_queue_is_full_is_ejected_by_first_time_outs() {
     let queue = QUEUE.to_string();
     netns.sysctl(&[("net/core/somaxconn", &queue)]).unwrap();
     let deaf = Impostor::instead_of(&scene.pod(BACKENDS[0]), None);
-    let (_, books) = scene.until_out(1, |_| ());
-    let kernel = books.since();
+    let (_, opened) = scene.until_out(1, |_| ());
+    let kernel = scene.balance(&opened);
     let report = scene.client.total();
     assert_eq!((kernel.ejections, kernel.refused), (1, 0), "{kernel:?}");
     // Those in the queue were established, and got no answer.
-    let unanswered = failed(report, "timed out") - kernel.timed_out;
-    assert!(unanswered <= 2 * QUEUE, "{kernel:?} {report:?}");
-    assert_eq!(report.failed(), failed(report, "timed out"), "{report:?}");
+    let deaf_to = report.failed_by(NO_ANSWER);
+    assert!((1..=2 * QUEUE).contains(&deaf_to), "{report:?}");
+    assert_eq!(
+        report.failed(),
+        deaf_to + report.failed_by(TIMED_OUT),
+        "{report:?}"
+    );
     drop(deaf);
 }
 
@@ -299,23 +312,14 @@ fn a_backend_whose_queue_is_full_is_ejected_by_first_time_outs() {
 #[test]
 fn a_host_that_is_unreachable_costs_three_connects_and_comes_back() {
     let mut scene = Scene::set("unreachable", WORKERS, Duration::from_secs(5));
-    let books = Books::open(scene.node(), SERVICE, PORT);
+    let opened = scene.open_books();
     let verdict = "reject with icmpx type host-unreachable";
     scene.pod(BACKENDS[0]).netns().nft(&gate(verdict)).unwrap();
     let account = scene.connects(200);
-    assert_eq!((account.refused, account.timed_out), (0, 0), "{account:?}");
     assert_eq!(account.established, 200 - 3, "{account:?}");
-    assert_eq!(
-        account.other.into_iter().collect::<Vec<_>>(),
-        [("EHOSTUNREACH: No route to host".to_owned(), 3)]
-    );
-    let kernel = books.since();
-    assert_eq!(
-        (kernel.connects, kernel.unreachable, kernel.ejections),
-        (200, 3, 1),
-        "{kernel:?}"
-    );
-    assert_eq!((kernel.refused, kernel.timed_out), (0, 0), "{kernel:?}");
+    assert_eq!(account.other_of("EHOSTUNREACH"), 3, "{account:?}");
+    let kernel = scene.balance_with(&opened, Told::by_hostile(&account, true));
+    assert_eq!(kernel.ejections, 1, "{kernel:?}");
     open(&scene.pod(BACKENDS[0]));
     scene.until_back();
 }
@@ -328,18 +332,15 @@ fn a_black_hole_is_ejected_by_first_time_outs() {
     let mut scene = Scene::set("hole", MANY_WORKERS, Duration::from_secs(20));
     let client = scene.pod("east/client").netns();
     client.sysctl(&[("net/ipv4/tcp_syn_retries", "1")]).unwrap();
-    let (report, books) = scene.until_out(1, |scene| {
+    let (report, opened) = scene.until_out(1, |scene| {
         scene.pod(BACKENDS[0]).netns().nft(&gate("drop")).unwrap();
     });
-    let kernel = books.since();
-    let timed_out = failed(&report, "timed out");
+    let kernel = scene.balance(&opened);
+    let timed_out = report.failed_by(TIMED_OUT);
     assert!(timed_out >= 5, "{report:?}");
+    // Nobody's own patience ended first.
     assert_eq!(report.failed(), timed_out, "{report:?}");
-    assert_eq!(
-        (kernel.timed_out, kernel.ejections, kernel.refused),
-        (timed_out, 1, 0),
-        "{kernel:?}"
-    );
+    assert_eq!(kernel.ejections, 1, "{kernel:?}");
     assert!(kernel.unanswered >= 5, "{kernel:?}");
     open(&scene.pod(BACKENDS[0]));
     scene.until_back();
@@ -350,21 +351,15 @@ fn a_black_hole_is_ejected_by_first_time_outs() {
 #[test]
 fn the_first_connect_after_all_have_returned_succeeds() {
     let mut scene = Scene::set("all", WORKERS, Duration::from_secs(2));
-    let mut refused = 0;
-    let books = Books::open(scene.node(), SERVICE, PORT);
+    let opened = scene.open_books();
     for (out, backend) in (1..).zip(BACKENDS) {
         let kill = |scene: &Scene| scene.pod(backend).kill_server().unwrap();
-        let (report, _) = scene.until_out(out, kill);
-        refused += failed(&report, "refused");
+        scene.until_out(out, kill);
     }
-    let kernel = books.since();
-    assert_eq!(
-        (kernel.ejections, kernel.refused),
-        (2, refused),
-        "{kernel:?}"
-    );
+    let kernel = scene.balance(&opened);
+    assert_eq!(kernel.ejections, 2, "{kernel:?}");
     assert!(kernel.all_ejected > 0, "{kernel:?}");
-    scene.expect_first_connect();
+    scene.expect_first_connect(&opened);
 }
 
 /// The only client fails at two backends with no success between, so it might be its own trouble: it loses its vote, both are
@@ -372,7 +367,7 @@ fn the_first_connect_after_all_have_returned_succeeds() {
 #[test]
 fn the_first_connect_after_all_died_at_once_succeeds() {
     let mut scene = Scene::set("once", WORKERS, Duration::from_secs(2));
-    let books = Books::open(scene.node(), SERVICE, PORT);
+    let opened = scene.open_books();
     scene.client.rate(RATE).unwrap();
     for backend in BACKENDS {
         scene.pod(backend).kill_server().unwrap();
@@ -380,12 +375,8 @@ fn the_first_connect_after_all_died_at_once_succeeds() {
     let report = scene.more(400);
     let report = report.and(&scene.client.pause().unwrap());
     assert!(report.answered() < 200, "{report:?}");
-    assert_eq!(
-        books.since().refused,
-        failed(&report, "refused"),
-        "{report:?}"
-    );
-    scene.expect_first_connect();
+    scene.balance(&opened);
+    scene.expect_first_connect(&opened);
 }
 
 /// How often an impostor looks whether it is to close.

@@ -16,6 +16,8 @@ pub(crate) enum Own {
     Unreachable,
     Drop,
     DropOne,
+    /// Its firewall drops what backends answer.
+    Deaf,
     FewPorts,
     NoRoute,
 }
@@ -33,6 +35,7 @@ impl Own {
                 netns.nft(&firewall(&backends, verdict))
             }
             Self::Drop => netns.nft(&firewall(&backends, "drop")),
+            Self::Deaf => netns.nft(&deaf(&backends)),
             Self::DropOne => netns.nft(&firewall(&backends[..1], "drop")),
             Self::FewPorts => netns.sysctl(&[("net/ipv4/ip_local_port_range", "40000 40009")]),
             Self::NoRoute => netns.ip(&routes(&backends, "add")),
@@ -44,7 +47,7 @@ impl Own {
         let netns = pod.netns();
         match self {
             Self::Nothing => Ok(()),
-            Self::FewPorts => netns.sysctl(&[("net/ipv4/ip_local_port_range", "32768 60999")]),
+            Self::FewPorts => netns.sysctl(&[("net/ipv4/ip_local_port_range", "1024 65535")]),
             Self::NoRoute => netns.ip(&routes(&backends(lab), "del")),
             _ => netns.nft("delete table inet own\n"),
         }
@@ -63,13 +66,21 @@ fn backends(lab: &Lab) -> Vec<[String; 2]> {
 }
 
 fn firewall(backends: &[[String; 2]], verdict: &str) -> String {
+    chain("output", "daddr", backends, verdict)
+}
+
+fn deaf(backends: &[[String; 2]]) -> String {
+    chain("input", "saddr", backends, "drop")
+}
+
+fn chain(hook: &str, side: &str, backends: &[[String; 2]], verdict: &str) -> String {
     let rule = |[v4, v6]: &[String; 2]| {
         format!(
-            "meta l4proto tcp ip daddr {v4} {verdict}\nmeta l4proto tcp ip6 daddr {v6} {verdict}\n"
+            "meta l4proto tcp ip {side} {v4} {verdict}\nmeta l4proto tcp ip6 {side} {v6} {verdict}\n"
         )
     };
     let rules: String = backends.iter().map(rule).collect();
-    format!("table inet own {{ chain out {{ type filter hook output priority 0\n{rules}}}\n}}\n")
+    format!("table inet own {{ chain own {{ type filter hook {hook} priority 0\n{rules}}}\n}}\n")
 }
 
 fn routes(backends: &[[String; 2]], verb: &str) -> String {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use isthmus_tests::{Frontend, Lab, Node, PodStatus, Requests, Traffic, wait_until};
 
 use super::common::{
-    PORT, SERVICE, TWO_CLUSTERS, at_least, expect_all_translated, named_service, running,
+    PORT, SERVICE, SetAtEnd, TWO_CLUSTERS, at_least, expect_all_translated, named_service, running,
 };
 
 /// The frontends that clients ask for: both families of the one service, and those of `others`, at port 80.
@@ -33,14 +33,6 @@ fn full_traffic(lab: &Lab, frontends: &[Frontend]) -> Traffic {
     let mut traffic = lab.pod("east/client").unwrap().traffic(&requests).unwrap();
     traffic.rate(0.0).unwrap();
     traffic
-}
-
-struct SetAtEnd<'a>(&'a AtomicBool);
-
-impl Drop for SetAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Watches the hooks of a node while `work` is done: every link that was there stays, without a gap.

@@ -84,12 +84,12 @@ fn a_cut_wire_is_silent_and_a_mended_one_carries() {
     let wire = lab.wire("west", "east").unwrap();
     assert!(failures(&across).is_empty());
     wire.cut().unwrap();
-    assert_eq!(failures(&across), ["timed out"], "a cut refuses nothing");
+    assert_eq!(failures(&across), ["given up"], "a cut refuses nothing");
     assert!(failures(&within).is_empty());
     wire.mend().unwrap();
     assert!(failures(&across).is_empty());
     wire.lose(0.9999).unwrap();
-    assert_eq!(failures(&across), ["timed out"]);
+    assert_eq!(failures(&across), ["given up"]);
 }
 
 #[test]

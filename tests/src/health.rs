@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use isthmus_abi::{
-    BackendHealthRow, EPOCH_SHIFT, EndpointRow, HealthState, ServiceHealthRow, ServiceRow, Standing,
-    health_kind,
+    BackendHealthRow, EPOCH_SHIFT, EndpointRow, HealthState, ServiceHealthRow, ServiceRow,
+    Standing, health_kind,
 };
 
 use crate::client::monotonic;

@@ -10,6 +10,8 @@ mod affinity;
 mod connect;
 #[path = "rows/datagram.rs"]
 mod datagram;
+#[path = "rows/earlier.rs"]
+mod earlier;
 #[path = "rows/events.rs"]
 mod events;
 #[path = "rows/fastopen.rs"]
@@ -78,6 +80,7 @@ fn run(filter: Option<&str>) -> anyhow::Result<usize> {
         .chain(health::rows())
         .chain(events::rows())
         .chain(life::rows())
+        .chain(earlier::rows())
         .chain(numbers::rows())
         .collect();
     let (mut passed, mut failed, mut left_out) = (0, 0, 0);

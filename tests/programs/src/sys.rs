@@ -1,12 +1,16 @@
 //! The `bpf(2)` calls of programs that come from no object file.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use zerocopy::{Immutable, IntoBytes};
 
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const PROG_LOAD: libc::c_long = 5;
+const OBJ_PIN: libc::c_long = 6;
 const LINK_CREATE: libc::c_long = 28;
 
 /// `struct bpf_insn` (RFC 9669).
@@ -95,13 +99,51 @@ pub(crate) fn link_create(
     cgroup: BorrowedFd<'_>,
     attach_type: u32,
 ) -> io::Result<OwnedFd> {
+    link_create_at(program, raw(cgroup), attach_type)
+}
+
+/// Of a program that looks at a tracepoint with the kernel's types, in `enum bpf_attach_type`'s numbers.
+pub(crate) const TRACE_RAW_TP: u32 = 23;
+
+/// `target` is a cgroup's descriptor, or 0 for a tracepoint.
+pub(crate) fn link_create_at(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
     let attr = LinkCreateAttr {
         program_fd: raw(program),
-        target_fd: raw(cgroup),
+        target_fd: target,
         attach_type,
         flags: 0,
     };
     bpf_fd(LINK_CREATE, &attr)
+}
+
+#[repr(C)]
+#[derive(IntoBytes, Immutable)]
+struct PinAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+pub(crate) fn obj_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attr = PinAttr {
+        path: path.as_ptr() as u64,
+        fd: raw(object),
+        flags: 0,
+    };
+    bpf(OBJ_PIN, &attr).map(drop)
+}
+
+/// The link's number, as the kernel tells it of a descriptor.
+pub(crate) fn link_id(link: BorrowedFd<'_>) -> io::Result<u32> {
+    let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", link.as_raw_fd()))?;
+    let id = told.lines().find_map(|line| line.strip_prefix("link_id:"));
+    id.and_then(|id| id.trim().parse().ok())
+        .ok_or_else(|| io::Error::other(format!("no link's: {told}")))
 }
 
 #[repr(C)]

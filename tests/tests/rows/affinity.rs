@@ -1,4 +1,6 @@
 //! Session affinity: a client comes back to its backend, for as long as its service says, within the tier in use.
+//!
+//! Long because it is one table, of which every row is a small function.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -14,12 +16,14 @@ use isthmus_core::table::TableBackend;
 use socket2::{Domain, Socket, Type};
 
 use super::Row;
-use super::world::{SERVICE_PORT, SERVICE4, SERVICE6, TCP4, TCP6, UDP4, UDP6, World};
+use super::world::{SERVICE_PORT, SERVICE4, SERVICE6, SIZES, TCP4, TCP6, UDP4, UDP6, World};
 
 /// Connects after which chance alone has not kept one of four backends, but for one in 10¹² runs.
 const MANY: usize = 20;
 const SPAN: u32 = 200;
 const TIMEOUT: u32 = 10_800;
+/// Nobody's.
+const OTHER_SERVICE: u32 = 60;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
@@ -228,7 +232,10 @@ pub fn rows() -> Vec<Row> {
             no_false_success,
         ),
         row("namespaces are clients of their own", clients),
-        row("the map full: drawn anew, never refused", full),
+        row(
+            "the map full: who comes back is kept, who stays away drawn anew",
+            full,
+        ),
     ]);
     rows
 }
@@ -431,27 +438,93 @@ fn clients(world: &mut World) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// More clients than the map has rows for.
+/// A client of another service.
+fn another(client: u64) -> (AffinityKey, AffinityRow) {
+    let key = AffinityKey {
+        client,
+        service: OTHER_SERVICE,
+        reserved: 0,
+    };
+    let row = AffinityRow {
+        used: 1,
+        backend: 0,
+        generation: 0,
+        slot: 0,
+        reserved: 0,
+    };
+    (key, row)
+}
+
+/// Three times as many other clients as the map has rows come, each once. A client that comes back meanwhile is kept; one that
+/// does not is forgotten, and drawn anew when it comes.
 fn full(world: &mut World) -> anyhow::Result<()> {
+    const OTHERS: u64 = 3 * SIZES.affinity as u64;
+    // Between two visits of the client: fewer than half of the rows.
+    const BETWEEN: u64 = 100;
     let scene = Scene::new(world, Kind::Udp4)?;
     let mut table: KernelHash<AffinityKey, AffinityRow> = world.datapath().hash("affinity", "")?;
-    for client in 1_000_000..1_003_000 {
-        let key = AffinityKey {
-            client,
-            service: 60,
-            reserved: 0,
-        };
-        let row = AffinityRow {
-            used: 1,
-            backend: 0,
-            generation: 0,
-            slot: 0,
-            reserved: 0,
-        };
+    let kept = scene.connect(world)?;
+    let visitor = Visitor::comes();
+    ensure!(scene.rows(world)?.len() == 2);
+    let idle = 1_000_000;
+    for client in idle..idle + OTHERS {
+        let (key, row) = another(client);
         table.put(key, row)?;
+        if client % BETWEEN == 0 {
+            let nth = scene.connect(world)?;
+            ensure!(nth == kept, "backend {kept}, then {nth}");
+        }
     }
-    for _ in 0..MANY {
-        scene.connect(world)?;
+    let mut clients = std::collections::BTreeSet::new();
+    table.for_each(&mut |key, _| {
+        clients.insert((key.service, key.client));
+    })?;
+    let rows = u64::try_from(clients.len())?;
+    // Rows are taken back some at a time, on each CPU.
+    ensure!(
+        rows <= SIZES.affinity.into() && rows * 2 > SIZES.affinity.into(),
+        "{rows} rows of {}",
+        SIZES.affinity
+    );
+    ensure!(
+        !clients.contains(&(OTHER_SERVICE, idle))
+            && clients.contains(&(OTHER_SERVICE, idle + OTHERS - 1)),
+        "the first of the others stays, or the last does not"
+    );
+    ensure!(
+        scene.rows(world)?.len() == 1,
+        "who stayed away is remembered"
+    );
+    visitor.comes_again()?;
+    ensure!(scene.rows(world)?.len() == 2);
+    scene.stays(world, kept)
+}
+
+/// A client in a namespace of its own, which comes once, stays away, and comes again.
+struct Visitor {
+    again: std::sync::mpsc::Sender<()>,
+    thread: std::thread::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Visitor {
+    fn comes() -> Self {
+        let (again, wait) = std::sync::mpsc::channel();
+        let (came, first) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || -> anyhow::Result<()> {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+            super::world::run("ip", &["link", "set", "lo", "up"])?;
+            connect(Kind::Udp4)?;
+            came.send(())?;
+            wait.recv()?;
+            connect(Kind::Udp4)
+        });
+        // If it failed, its own error says more than a channel's.
+        let _ = first.recv();
+        Self { again, thread }
     }
-    Ok(())
+    fn comes_again(self) -> anyhow::Result<()> {
+        let _ = self.again.send(());
+        let ended = self.thread.join();
+        ended.map_err(|_| anyhow::anyhow!("a client's thread panicked"))?
+    }
 }

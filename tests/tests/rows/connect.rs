@@ -31,7 +31,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 7] = [
+    pub const ALL: [Self; 7] = [
         Self::V4,
         Self::V6,
         Self::Mapped,
@@ -41,7 +41,7 @@ impl Kind {
         Self::Mptcp,
     ];
 
-    fn is_fast_open(self) -> bool {
+    pub fn is_fast_open(self) -> bool {
         matches!(self, Self::FastOpen | Self::FastOpenConnect)
     }
 
@@ -61,7 +61,7 @@ impl Kind {
         }
     }
 
-    fn service(self) -> SocketAddr {
+    pub fn service(self) -> SocketAddr {
         let ip: IpAddr = match self {
             Self::V6 => SERVICE6.into(),
             Self::Mapped => SERVICE4.to_ipv6_mapped().into(),
@@ -78,7 +78,7 @@ impl Kind {
     }
 
     /// The backend as such a socket names it.
-    fn straight(self, world: &World) -> SocketAddr {
+    pub fn straight(self, world: &World) -> SocketAddr {
         let mut backend = self.backend(world);
         if self == Self::Mapped
             && let IpAddr::V4(v4) = backend.ip()
@@ -143,7 +143,7 @@ fn wait_writable(socket: &Socket) -> io::Result<()> {
 }
 
 /// The peer as the socket's owner is told, canonical but for mapped addresses, which stay what they are.
-fn peer(socket: &Socket) -> anyhow::Result<SocketAddr> {
+pub fn peer(socket: &Socket) -> anyhow::Result<SocketAddr> {
     socket.peer_addr()?.as_socket().context("an IP address")
 }
 

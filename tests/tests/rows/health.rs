@@ -114,7 +114,12 @@ impl Pair {
         pair.limit(world, 2, 0)?;
         Ok(pair)
     }
-    fn limit(&self, world: &mut World, allowed_total: u64, flags: u32) -> anyhow::Result<()> {
+    pub(super) fn limit(
+        &self,
+        world: &mut World,
+        allowed_total: u64,
+        flags: u32,
+    ) -> anyhow::Result<()> {
         let row = ServiceLimitsRow {
             allowed_total,
             affinity_seconds: 0,
@@ -131,7 +136,7 @@ impl Pair {
     pub(super) fn id(&self, which: u32) -> u32 {
         self.service * 4 + which
     }
-    fn health(&self, world: &World, which: u32) -> anyhow::Result<BackendHealthRow> {
+    pub(super) fn health(&self, world: &World, which: u32) -> anyhow::Result<BackendHealthRow> {
         let rows = world.datapath().array::<BackendHealthRow>()?;
         Ok(rows.get(self.id(which)))
     }
@@ -203,7 +208,7 @@ impl Pair {
 }
 
 /// Beyond any row's life.
-fn far_ejection() -> HealthState {
+pub(super) fn far_ejection() -> HealthState {
     HealthState::ejected(1 << 40, 0)
 }
 

@@ -1,21 +1,27 @@
 //! What programs and sockets go through: restarts, another version, crowds, rings that move.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use isthmus_abi::{ClientWord, Counter, Frontend4Key, FrontendValue, Ring, Slot};
+use isthmus_abi::{
+    ClientWord, Counter, Frontend4Key, FrontendValue, HealthState, Ring, Slot, health_kind,
+};
 use isthmus_agent::datapath::{DatapathConfig, KernelHash};
 use isthmus_core::model::Protocol;
 use isthmus_core::table::TableBackend;
-use isthmus_test_programs::Earlier;
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Socket, Type};
 
 use super::Row;
-use super::connect::expect_errno;
-use super::world::{SERVICE_PORT, SERVICE4, SERVICE6, TCP4, UDP4, World};
+use super::connect::{Kind, expect_errno};
+use super::health::{MANY, Pair, far_ejection};
+use super::world::{SERVICE_PORT, SERVICE4, TCP4, UDP4, World};
+
+/// Longer than a trial may go without a word.
+const TRIAL: Duration = Duration::from_millis(120);
 
 pub fn rows() -> Vec<Row> {
     let row = |name: &str, row: fn(&mut World) -> anyhow::Result<()>| -> Row {
@@ -31,16 +37,24 @@ pub fn rows() -> Vec<Row> {
             other_version,
         ),
         row(
-            "an earlier ABI: sockets that it connected still remember",
-            earlier_abi,
-        ),
-        row(
             "host only: its clients are those of the agent's present namespace",
             host_moves,
         ),
         row(
             "a walk over a hash shows what stays once while the rest goes",
             walk,
+        ),
+        row(
+            "restart: a trial that was answered before it readmits after it",
+            |world| restart_in_trial(world, true),
+        ),
+        row(
+            "restart: a trial that nobody answered doubles the wait after it",
+            |world| restart_in_trial(world, false),
+        ),
+        row(
+            "restart: what a limit kept in goes once the limit is raised",
+            restart_when_capped,
         ),
         row("3,000 live sockets: each remembers its own service", crowd),
         row(
@@ -93,6 +107,68 @@ fn restart(world: &mut World) -> anyhow::Result<()> {
     socket
         .connect(&service().into())
         .context("the rows of before the restart")?;
+    Ok(())
+}
+
+/// A connect tries a backend when the agent goes; nobody has looked yet what came of it.
+fn restart_in_trial(world: &mut World, answered: bool) -> anyhow::Result<()> {
+    let pair = Pair::new(world, Kind::V4)?;
+    pair.prove(world, Kind::V4)?;
+    let deaf = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    deaf.bind(&pair.dead().into())?;
+    deaf.listen(if answered { 64 } else { 0 })?;
+    let queued = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    queued.connect(&pair.dead().into())?;
+    pair.set_state(world, Pair::ALIVE, far_ejection())?;
+    pair.set_state(world, Pair::DEAD, HealthState::ejected(1, 3))?;
+    let trial = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    trial.set_nonblocking(true)?;
+    expect_errno(trial.connect(&service().into()), libc::EINPROGRESS)?;
+    let state = pair.state(world, Pair::DEAD)?;
+    ensure!(state.kind() == health_kind::TRIAL, "it is {state:?}");
+    ensure!(trial.peer_addr().is_ok() == answered);
+
+    world.start(|_| ())?;
+    ensure!(pair.state(world, Pair::DEAD)? == state);
+    pair.set_state(world, Pair::ALIVE, HealthState::HEALTHY)?;
+    // How long a trial may go without a word, not a wait for anything.
+    std::thread::sleep(TRIAL);
+    let refused = pair.connects(Kind::V4, MANY)?;
+    ensure!(refused == 0, "{refused} refused");
+    let state = pair.state(world, Pair::DEAD)?;
+    let as_it_should = if answered {
+        state == HealthState::HEALTHY
+    } else {
+        (state.kind(), state.doublings()) == (health_kind::EJECTED, 4)
+    };
+    ensure!(as_it_should, "it is {state:?}");
+    Ok(())
+}
+
+fn restart_when_capped(world: &mut World) -> anyhow::Result<()> {
+    let pair = Pair::new(world, Kind::V4)?;
+    pair.prove(world, Kind::V4)?;
+    pair.limit(world, 0, 0)?;
+    pair.connects(Kind::V4, MANY)?;
+    let capped = pair.state(world, Pair::DEAD)?;
+    ensure!(capped.kind() == health_kind::SUSPECT, "it is {capped:?}");
+
+    world.start(|_| ())?;
+    ensure!(pair.state(world, Pair::DEAD)? == capped);
+    pair.limit(world, 1, 0)?;
+    // It is closed to this client for a while; then the client's next failure is one too many.
+    let open = isthmus_abi::BackendHealthRow {
+        closed: 0,
+        ..pair.health(world, Pair::DEAD)?
+    };
+    let id = pair.id(Pair::DEAD);
+    world.tables().backend_health.put(id, open)?;
+    let refused = pair.connects(Kind::V4, MANY)?;
+    let state = pair.state(world, Pair::DEAD)?;
+    ensure!(
+        (refused, state.kind()) == (1, health_kind::EJECTED),
+        "{refused} refused, it is {state:?}"
+    );
     Ok(())
 }
 
@@ -209,106 +285,6 @@ fn walk(world: &mut World) -> anyhow::Result<()> {
     let twice: Vec<_> = goes.filter(|port| shown.get(port) > Some(&1)).collect();
     ensure!(twice.is_empty(), "ports {twice:?} are shown twice");
     Ok(())
-}
-
-/// Programs of ABI 2, built from this repository when that was current.
-const ABI_2: &[u8] = include_bytes!("../../fixtures/datapath-abi2.o");
-
-/// The socket's row of `sockets` is older than any version of the rest.
-fn earlier_abi(world: &mut World) -> anyhow::Result<()> {
-    let (service4, service6) = (service(), SocketAddr::from((SERVICE6, SERVICE_PORT)));
-    let backends = [world.backend4, world.backend6];
-    world.stop();
-    let config = world.config();
-    let cgroup = config.cgroup.context("the rows' cgroup")?;
-    let earlier = Earlier::attach(ABI_2, &config.bpffs, &cgroup)?;
-    for (nth, (service, backend)) in [service4, service6].into_iter().zip(backends).enumerate() {
-        for (protocol, index) in [(1, 10), (2, 11)] {
-            fill_abi_2(
-                &earlier,
-                service,
-                backend,
-                protocol,
-                index + 2 * u32::try_from(nth)?,
-            )?;
-        }
-    }
-    let mut sockets = Vec::new();
-    for (service, domain) in [(service4, Domain::IPV4), (service6, Domain::IPV6)] {
-        for kind in [Type::STREAM, Type::DGRAM] {
-            let socket = Socket::new(domain, kind, None)?;
-            socket
-                .connect(&service.into())
-                .context("a connect under ABI 2")?;
-            sockets.push((socket, service));
-        }
-    }
-    drop(earlier);
-    let peer = |socket: &Socket| -> anyhow::Result<SocketAddr> {
-        socket.peer_addr()?.as_socket().context("an address")
-    };
-    for ((socket, _), backend) in sockets.iter().zip(backends.iter().flat_map(|b| [b, b])) {
-        ensure!(
-            peer(socket)? == *backend,
-            "without programs: {:?}",
-            peer(socket)?
-        );
-    }
-    world.start(|_| ())?;
-    for (socket, service) in &sockets {
-        let seen = peer(socket)?;
-        ensure!(
-            seen == *service,
-            "a socket of ABI 2 sees {seen}, not {service}"
-        );
-    }
-    Ok(())
-}
-
-/// One service of one backend, as ABI 2 has it: protocols are 1 and 2, a ring's word has eight bits of tiers.
-fn fill_abi_2(
-    earlier: &Earlier,
-    service: SocketAddr,
-    backend: SocketAddr,
-    protocol: u16,
-    index: u32,
-) -> anyhow::Result<()> {
-    let settings = isthmus_abi::Settings {
-        abi_version: 2,
-        refuse_errno: 111,
-        client_default: isthmus_abi::client::TRANSLATE,
-        client_rows: 0,
-        refuse_unknown_port: 0,
-        passive_health: 1,
-        service_cidrs4: [isthmus_abi::Cidr4::UNUSED; isthmus_abi::CIDRS_MAX],
-        service_cidrs6: [isthmus_abi::Cidr6::UNUSED; isthmus_abi::CIDRS_MAX],
-    };
-    earlier.put("settings", &0_u32, &settings)?;
-    let mut key = match service.ip() {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    };
-    key.extend(service.port().to_be_bytes());
-    key.extend(protocol.to_ne_bytes());
-    let frontends = if service.is_ipv4() {
-        "frontends4"
-    } else {
-        "frontends6"
-    };
-    earlier.put(frontends, key.as_slice(), &[index, 0])?;
-    let row = isthmus_abi::BackendRow {
-        address: isthmus_core::model::Address::from(backend.ip()).words(),
-        port: backend.port().to_be(),
-        service: index,
-        generation: 1,
-        state: isthmus_abi::backend_state::LIVE,
-        protocol: u8::try_from(protocol)?,
-        ..isthmus_abi::BackendRow::default()
-    };
-    earlier.put("backends", &index, &row)?;
-    earlier.put("slots", &index, &Slot::new(index, index))?;
-    let ring = u64::from(index) << 32 | 1 << 24 | 1;
-    earlier.put("rings", &index, &ring)
 }
 
 /// Enough sockets that some meet in one row of `sockets`: 3,000 in 65,536 places collide some 67 times.

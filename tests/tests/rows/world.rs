@@ -1,7 +1,7 @@
 //! The rows' world: this process moves into a network namespace and a cgroup of its own.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -149,14 +149,18 @@ impl World {
         Ok(())
     }
 
-    /// Without programs, until the next start: as before an agent's first.
-    pub fn stop(&mut self) {
+    /// Without programs, and with no maps but those of what sockets remember, until the next start.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
         self.tables = None;
         self.datapath = None;
         self.started = None;
-        let links = self.bpffs.join("links");
-        // A link that was never there is gone.
-        let _ = fs::remove_dir_all(links);
+        for entry in fs::read_dir(&self.bpffs)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     pub fn datapath(&self) -> &Datapath {
@@ -310,6 +314,14 @@ impl World {
             while listener.accept().is_ok() {}
         }
         Ok(())
+    }
+
+    /// The next connection that a backend's own listener was given.
+    pub fn accept(&self, backend: SocketAddr) -> anyhow::Result<TcpStream> {
+        let of_v6 = usize::from(backend.is_ipv6());
+        let (stream, _) = self.tcp[of_v6].accept().context("nobody connected")?;
+        stream.set_nonblocking(false)?;
+        Ok(stream)
     }
 
     /// A datagram has come, or comes within two seconds, to this backend's own socket.

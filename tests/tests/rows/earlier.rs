@@ -1,0 +1,244 @@
+//! An upgrade from an earlier ABI: its programs stand on links that it pinned, over maps that it pinned, and sockets were
+//! connected through them. The next agent takes the links over, and every socket goes on remembering its service.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+
+use anyhow::{Context, ensure};
+use isthmus_abi::{Slot, SocketRow, SpillKey};
+use isthmus_agent::datapath::KernelHash;
+use isthmus_core::model::Protocol;
+use isthmus_core::table::TableBackend;
+use isthmus_test_programs::Earlier;
+use nix::{getsockopt_impl, libc, sockopt_impl};
+use socket2::{Domain, Socket, Type};
+
+use super::Row;
+use super::connect::{Kind, connect, open, peer};
+use super::world::{SERVICE_PORT, SERVICE4, SERVICE6, World};
+
+/// Programs of ABI 2, built from this repository when that was current.
+const ABI_2: &[u8] = include_bytes!("../../fixtures/datapath-abi2.o");
+
+/// Enough that some meet in one row of `sockets`, and the older ones' records move to the hash.
+const CROWD: usize = 3000;
+
+pub fn rows() -> Vec<Row> {
+    vec![(
+        "an earlier ABI: its links are taken over, sockets that it connected still remember"
+            .to_owned(),
+        Box::new(upgrade),
+    )]
+}
+
+/// A socket that was connected under ABI 2.
+struct Old {
+    kind: Kind,
+    socket: Socket,
+    /// The other end, of TCP.
+    server: Option<TcpStream>,
+}
+
+fn upgrade(world: &mut World) -> anyhow::Result<()> {
+    world.stop()?;
+    let config = world.config();
+    let cgroup = config.cgroup.context("the rows' cgroup")?;
+    let earlier = Earlier::attach(ABI_2, 2, &config.bpffs, &cgroup)?;
+    fill(&earlier, world)?;
+    let links = earlier.links().to_vec();
+    ensure!(links.len() == 7, "ABI 2 had seven hooks: {links:?}");
+    let old = connect_all(world)?;
+    let crowd = (0..CROWD)
+        .map(|_| {
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+            socket.connect(&SocketAddr::from((SERVICE4, SERVICE_PORT)).into())?;
+            Ok(socket)
+        })
+        .collect::<std::io::Result<Vec<_>>>()?;
+
+    // Its agent ends. What it left goes on.
+    drop(earlier);
+    expect_remembered(&old, &crowd).context("with no agent")?;
+
+    world.start(|_| ())?;
+    expect_remembered(&old, &crowd).context("after the upgrade")?;
+    expect_spilled(world, &crowd)?;
+    expect_taken_over(world, &links)?;
+    let left = std::fs::read_dir(config.bpffs)?.flatten();
+    let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
+    ensure!(
+        left.iter().all(|name| name != "v2-earlier"),
+        "its maps stay: {left:?}"
+    );
+    carry(old)?;
+    // The next connect of such a socket is its own, also where its record had moved.
+    let backend = world.backend4;
+    for (nth, socket) in crowd.iter().enumerate() {
+        socket.connect(&backend.into())?;
+        let seen = peer(socket)?;
+        ensure!(seen == backend, "socket {nth} sees {seen}, not {backend}");
+    }
+    Ok(())
+}
+
+/// One socket of each kind and protocol.
+fn connect_all(world: &World) -> anyhow::Result<Vec<Old>> {
+    let mut old = Vec::new();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for kind in Kind::ALL {
+            if kind.is_fast_open() || !kind.exists(protocol) {
+                continue;
+            }
+            let socket = open(kind, protocol)?;
+            connect(&socket, kind, kind.service())
+                .with_context(|| format!("{protocol} {kind:?} under ABI 2"))?;
+            socket.set_nonblocking(false)?;
+            let backend = match kind {
+                Kind::V6 => world.backend6,
+                _ => world.backend4,
+            };
+            let server = match protocol {
+                Protocol::Tcp => Some(world.accept(backend)?),
+                _ => None,
+            };
+            old.push(Old {
+                kind,
+                socket,
+                server,
+            });
+        }
+    }
+    Ok(old)
+}
+
+fn expect_remembered(old: &[Old], crowd: &[Socket]) -> anyhow::Result<()> {
+    for Old { kind, socket, .. } in old {
+        let (seen, service) = (peer(socket)?, kind.service());
+        ensure!(
+            seen == service,
+            "{kind:?} of ABI 2 sees {seen}, not {service}"
+        );
+    }
+    let service = SocketAddr::from((SERVICE4, SERVICE_PORT));
+    for (nth, socket) in crowd.iter().enumerate() {
+        let seen = peer(socket)?;
+        ensure!(
+            seen == service,
+            "socket {nth} of {CROWD} sees {seen}, not {service}"
+        );
+    }
+    Ok(())
+}
+
+sockopt_impl!(Cookie, GetOnly, libc::SOL_SOCKET, libc::SO_COOKIE, u64);
+
+/// Some of these sockets' records stand in the hash, where ABI 2 put them.
+fn expect_spilled(world: &World, crowd: &[Socket]) -> anyhow::Result<()> {
+    let cookies = crowd
+        .iter()
+        .map(|socket| nix::sys::socket::getsockopt(socket, Cookie))
+        .collect::<nix::Result<BTreeSet<u64>>>()?;
+    let table: KernelHash<SpillKey, SocketRow> = world.datapath().hash("sockets_spilled", "")?;
+    let mut spilled = 0;
+    table.for_each(&mut |key, _| spilled += usize::from(cookies.contains(&key.cookie)))?;
+    ensure!(spilled > 0, "of {CROWD} sockets, no two met in one row");
+    Ok(())
+}
+
+/// Links on the cgroup are the same ones, with one program of ours each. A tracepoint's link is for one program.
+fn expect_taken_over(world: &World, links: &[(&str, u32)]) -> anyhow::Result<()> {
+    for hook in world.datapath().hooks() {
+        let ours: Vec<Option<u32>> = hook.programs.iter().map(|p| p.link_id).collect();
+        ensure!(
+            ours.len() == 1 && ours[0].is_some(),
+            "{}: one program of ours: {ours:?}",
+            hook.name
+        );
+        let before = links.iter().find(|(name, _)| *name == hook.name);
+        if let Some((name, id)) = before
+            && hook.attach_name() != "trace_raw_tp"
+        {
+            ensure!(ours == [Some(*id)], "{name}: link {id} became {ours:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Bytes go both ways on what was connected before.
+fn carry(old: Vec<Old>) -> anyhow::Result<()> {
+    for Old {
+        kind,
+        mut socket,
+        server,
+    } in old
+    {
+        let Some(mut server) = server else {
+            continue;
+        };
+        let mut bytes = [0; 5];
+        socket.write_all(b"hello")?;
+        server.read_exact(&mut bytes)?;
+        server.write_all(b"there")?;
+        socket.read_exact(&mut bytes)?;
+        ensure!(&bytes == b"there", "{kind:?}: {bytes:?}");
+    }
+    Ok(())
+}
+
+/// The rows' services, of one backend each, as ABI 2 has them.
+fn fill(earlier: &Earlier, world: &World) -> anyhow::Result<()> {
+    let (v4, v6) = (world.backend4, world.backend6);
+    let settings = isthmus_abi::Settings {
+        abi_version: 2,
+        refuse_errno: 111,
+        client_default: isthmus_abi::client::TRANSLATE,
+        client_rows: 0,
+        refuse_unknown_port: 0,
+        passive_health: 1,
+        service_cidrs4: [isthmus_abi::Cidr4::UNUSED; isthmus_abi::CIDRS_MAX],
+        service_cidrs6: [isthmus_abi::Cidr6::UNUSED; isthmus_abi::CIDRS_MAX],
+    };
+    earlier.put("settings", &0_u32, &settings)?;
+    let services: [(IpAddr, SocketAddr); 2] = [(SERVICE4.into(), v4), (SERVICE6.into(), v6)];
+    for (service, (address, backend)) in (10..).step_by(2).zip(services) {
+        for (protocol, index) in [(TCP, service), (UDP, service + 1)] {
+            fill_service(earlier, address, backend, protocol, index)?;
+        }
+    }
+    Ok(())
+}
+
+/// Protocols as ABI 2 numbers them.
+const TCP: u16 = 1;
+const UDP: u16 = 2;
+
+/// A ring's word has eight bits of tiers there.
+fn fill_service(
+    earlier: &Earlier,
+    address: IpAddr,
+    backend: SocketAddr,
+    protocol: u16,
+    index: u32,
+) -> anyhow::Result<()> {
+    let (frontends, mut key) = match address {
+        IpAddr::V4(v4) => ("frontends4", v4.octets().to_vec()),
+        IpAddr::V6(v6) => ("frontends6", v6.octets().to_vec()),
+    };
+    key.extend(SERVICE_PORT.to_be_bytes());
+    key.extend(protocol.to_ne_bytes());
+    earlier.put(frontends, key.as_slice(), &[index, 0])?;
+    let row = isthmus_abi::BackendRow {
+        address: isthmus_core::model::Address::from(backend.ip()).words(),
+        port: backend.port().to_be(),
+        service: index,
+        generation: 1,
+        state: isthmus_abi::backend_state::LIVE,
+        protocol: u8::try_from(protocol)?,
+        ..isthmus_abi::BackendRow::default()
+    };
+    earlier.put("backends", &index, &row)?;
+    earlier.put("slots", &index, &Slot::new(index, index))?;
+    let ring = u64::from(index) << 32 | 1 << 24 | 1;
+    earlier.put("rings", &index, &ring)
+}

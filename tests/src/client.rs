@@ -6,7 +6,7 @@
 
 mod report;
 
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -265,7 +265,11 @@ fn tcp_answer(mut stream: TcpStream, timeout: Duration) -> std::io::Result<Outco
     let mut text = [0; 128];
     let mut length = 0;
     loop {
-        let got = stream.read(&mut text[length..])?;
+        let got = match stream.read(&mut text[length..]) {
+            // A call with a time is not taken up again by itself when a signal came (`signal(7)`).
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            got => got?,
+        };
         length += got;
         if got == 0 || text[..length].ends_with(b"\n") || length == text.len() {
             return Ok(Outcome::said(&text[..length]));
@@ -282,8 +286,13 @@ fn udp_requests(turn: usize, options: &Options) -> Vec<(&Target, Outcome)> {
         .collect();
     let answer = |socket: std::io::Result<UdpSocket>| -> std::io::Result<Outcome> {
         let mut text = [0; 128];
-        let length = socket?.recv(&mut text)?;
-        Ok(Outcome::said(&text[..length]))
+        let socket = socket?;
+        loop {
+            match socket.recv(&mut text) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                length => return Ok(Outcome::said(&text[..length?])),
+            }
+        }
     };
     asked
         .into_iter()

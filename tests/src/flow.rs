@@ -1,6 +1,6 @@
 //! One long UDP flow: a socket that lives as long as its owner wants, and is asked one datagram at a time.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
@@ -42,7 +42,13 @@ fn ask(
         None => socket.send(question)?,
     };
     let mut answer = [0; 512];
-    let (len, from) = socket.recv_from(&mut answer)?;
+    let (len, from) = loop {
+        match socket.recv_from(&mut answer) {
+            // A call with a time is not taken up again by itself when a signal came (`signal(7)`).
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            came => break came?,
+        }
+    };
     let answer = String::from_utf8_lossy(&answer[..len]);
     Ok((from, answer.trim_end().to_owned()))
 }

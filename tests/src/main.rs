@@ -132,6 +132,14 @@ enum Task {
         #[arg(long)]
         connected: bool,
     },
+    /// Keep a flow going in both directions, and tell of it for each line of standard input
+    #[command(hide = true)]
+    Long {
+        #[arg(long)]
+        target: SocketAddr,
+        #[arg(long, value_enum, default_value = "tcp")]
+        transport: Transport,
+    },
     /// Remove a lab when the owner of standard input is gone
     #[command(hide = true)]
     Warden { name: LabName },
@@ -231,6 +239,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             hold: Duration::from_millis(hold_ms),
         })?,
         Task::Flow { target, connected } => isthmus_tests::flow::run(target, connected)?,
+        Task::Long { target, transport } => isthmus_tests::long::run(target, transport)?,
         Task::Warden { name } => isthmus_tests::warden::watch(&name)?,
     }
     Ok(ExitCode::SUCCESS)

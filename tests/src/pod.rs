@@ -13,11 +13,13 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
+use crate::client::Transport;
 use crate::flow::Flow;
 use crate::host::run;
 use crate::hostile::{Account, Behaviour};
 use crate::lab::{Lab, lock};
 use crate::layout::PodPlan;
+use crate::long::LongFlow;
 use crate::manifests::{PodStatus, pod_object};
 use crate::netns::Netns;
 use crate::network;
@@ -207,6 +209,12 @@ impl Pod<'_> {
         let program = self.lab.programs.find("isthmus-lab")?;
         let command = self.place().background(&self.lab.programs, &program)?;
         Flow::start(command, target, connected)
+    }
+    /// Begins a long flow to a service that [`crate::LongServer`]s serve.
+    pub fn long_flow(&self, target: SocketAddr, transport: Transport) -> Result<LongFlow> {
+        let program = self.lab.programs.find("isthmus-lab")?;
+        let command = self.place().background(&self.lab.programs, &program)?;
+        LongFlow::start(command, target, transport)
     }
     /// Starts a client; it sends nothing before [`Traffic::rate`].
     pub fn traffic(&self, requests: &Requests) -> Result<Traffic> {

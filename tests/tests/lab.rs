@@ -15,8 +15,12 @@ mod lab {
     mod hosts;
     mod leftovers;
     mod links;
+    mod long;
+    mod nodes;
+    mod outage;
     mod own;
     mod restart;
+    mod scene;
     mod traps;
     mod udp;
     mod world;

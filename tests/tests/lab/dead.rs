@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,160 +12,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use isthmus_tests::client::{NO_ANSWER, REFUSED, Report, TIMED_OUT};
-use isthmus_tests::hostile::{Account, Behaviour};
-use isthmus_tests::{Lab, Node, Pod, Requests, Traffic, wait_for};
+use isthmus_tests::{Node, Pod};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::books::{Books, Counted, Told};
-use super::common::{ALONE, PORT, SERVICE, at_least, running};
-
-const BACKENDS: [&str; 2] = ["east/backend-1", "east/backend-2"];
-const RATE: f64 = 1000.0;
-/// Connects under way at once: so many more than the rule says may fail, drawn before the ejection.
-const WORKERS: usize = 2;
-/// Longer than any first ejection, its trial, and one more of each.
-const RETURN: Duration = Duration::from_secs(40);
-
-struct Scene {
-    lab: Lab,
-    client: Traffic,
-    target: SocketAddr,
-}
-
-/// The books, and what the client had told when they were opened.
-struct Opened {
-    books: Books,
-    before: Told,
-}
-
-impl Scene {
-    /// A client of the service's IPv4 address whose connects end after `patience`.
-    fn set(name: &str, workers: usize, patience: Duration) -> Self {
-        let lab = running(name, ALONE);
-        let frontend = lab.node("east-1").unwrap().frontend(SERVICE, PORT, false);
-        let target = frontend.unwrap().target().unwrap();
-        let requests = Requests::to(&format!("{target}={SERVICE}"))
-            .unwrap()
-            .workers(workers)
-            .timeout(patience);
-        let mut client = lab.pod("east/client").unwrap().traffic(&requests).unwrap();
-        client.rate(RATE).unwrap();
-        at_least(&mut client, 200);
-        client.pause().unwrap();
-        Self {
-            lab,
-            client,
-            target,
-        }
-    }
-
-    fn node(&self) -> Node<'_> {
-        self.lab.node("east-1").unwrap()
-    }
-
-    fn pod(&self, name: &str) -> Pod<'_> {
-        self.lab.pod(name).unwrap()
-    }
-
-    /// Nothing may be under way.
-    fn open_books(&self) -> Opened {
-        Opened {
-            books: Books::open(self.node(), SERVICE, PORT),
-            before: Told::by_client(self.client.total()),
-        }
-    }
-
-    /// The books balance with all that the client told since they were opened. Nothing may be under way.
-    fn balance(&self, opened: &Opened) -> Counted {
-        self.balance_with(opened, Told::default())
-    }
-
-    /// The same, with what another told.
-    fn balance_with(&self, opened: &Opened, other: Told) -> Counted {
-        let told = Told::by_client(self.client.total()).since(opened.before);
-        let kernel = opened.books.since();
-        kernel.balance(self.lab.name(), told.and(other));
-        kernel
-    }
-
-    /// Traffic from before `kill` until `wanted` backends are out, and some more; nothing is under way at the end.
-    fn until_out(&mut self, wanted: u64, kill: impl FnOnce(&Self)) -> (Report, Opened) {
-        let opened = self.open_books();
-        self.client.rate(RATE).unwrap();
-        at_least(&mut self.client, 100);
-        kill(self);
-        let mut report = Report::default();
-        wait_for("dead backends are ejected", Duration::from_secs(20), || {
-            report = std::mem::take(&mut report).and(&self.client.mark()?);
-            Ok((opened.books.since().out >= wanted).then_some(()))
-        })
-        .unwrap();
-        report = report.and(&self.more(200));
-        report = report.and(&self.client.pause().unwrap());
-        (report, opened)
-    }
-
-    /// Traffic while an agent goes and the next one comes, and some more; nothing is under way at the end. The books are of
-    /// before.
-    fn through(&mut self, restart: impl FnOnce(Node<'_>)) -> (Report, Opened) {
-        let opened = self.open_books();
-        self.client.rate(RATE).unwrap();
-        let mut report = self.more(100);
-        restart(self.node());
-        report = report.and(&self.more(500));
-        (report.and(&self.client.pause().unwrap()), opened)
-    }
-
-    fn more_paused(&mut self, requests: u64) -> Report {
-        self.client.rate(RATE).unwrap();
-        let report = self.more(requests);
-        report.and(&self.client.pause().unwrap())
-    }
-
-    /// Connects one after the other, each waited for.
-    fn connects(&self, count: u64) -> Account {
-        self.pod("east/client")
-            .hostile(Behaviour::Connect, &[self.target], count, Duration::ZERO)
-            .unwrap()
-    }
-
-    /// All backends listen again.
-    fn expect_first_connect(&mut self, opened: &Opened) {
-        for backend in BACKENDS {
-            self.pod(backend).start_server().unwrap();
-        }
-        let first = self.connects(1);
-        assert_eq!((first.connects, first.established), (1, 1), "{first:?}");
-        self.until_back();
-        self.balance_with(opened, Told::by_hostile(&first, false));
-    }
-
-    /// All of the next requests, from the last report on.
-    fn more(&mut self, requests: u64) -> Report {
-        let mut report = Report::default();
-        wait_for("requests are made", RETURN, || {
-            report = std::mem::take(&mut report).and(&self.client.mark()?);
-            Ok((report.requests >= requests).then_some(()))
-        })
-        .unwrap();
-        report
-    }
-
-    /// Traffic until all backends are back and answer.
-    fn until_back(&mut self) -> Report {
-        self.client.rate(RATE).unwrap();
-        let books = Books::open(self.node(), SERVICE, PORT);
-        let mut report = Report::default();
-        wait_for("backends are back and answer", RETURN, || {
-            let stretch = self.more(100);
-            report = std::mem::take(&mut report).and(&stretch);
-            let good = stretch.failed() == 0 && stretch.answers.len() == BACKENDS.len();
-            Ok((good && books.since().out == 0).then_some(()))
-        })
-        .unwrap();
-        report.and(&self.client.pause().unwrap())
-    }
-}
+use super::books::Told;
+use super::common::{PORT, SERVICE};
+use super::scene::{BACKENDS, RATE, Scene, WORKERS};
 
 fn page(node: Node<'_>) -> String {
     let (status, body) = node.agent_http("/metrics").unwrap();
@@ -218,36 +70,6 @@ fn a_killed_backend_costs_three_refusals_and_comes_back() {
     assert_eq!(metric("service_backends", &pair), 8.0);
     let all = scene.client.total().requests;
     assert_eq!(metric("service_connects_total", &pair), all as f64);
-}
-
-/// It stays out through agents that die and come; maps of other sizes begin without what was known, and find it out again.
-#[test]
-fn restarts_leave_a_dead_backend_out_and_new_maps_cost_its_failures_once_more() {
-    let mut scene = Scene::set("outage", WORKERS, Duration::from_secs(2));
-    scene.until_out(1, |scene| {
-        scene.pod(BACKENDS[0]).kill_server().unwrap();
-    });
-    let (_, opened) = scene.through(|node| {
-        node.kill_agent().unwrap();
-        node.start_agent(&[]).unwrap();
-    });
-    let kernel = scene.balance(&opened);
-    // What is refused are trials, one for each time that is over; a trial that fails is no ejection more.
-    assert_eq!((kernel.out, kernel.ejections), (1, 0), "{kernel:?}");
-    assert!(kernel.refused <= 2, "{kernel:?}");
-    let other = ["--lb-backends-max", "4096"];
-    let (report, _) = scene.through(|node| {
-        node.stop_agent().unwrap();
-        node.start_agent(&other).unwrap();
-    });
-    // Nobody stands there yet: two failures close it to this client, three eject it.
-    let refused = report.failed_by(REFUSED);
-    assert!((2..=3 + WORKERS as u64).contains(&refused), "{report:?}");
-    let last = scene.more_paused(300);
-    // A trial may fall due meanwhile.
-    assert!(last.failed() <= 1, "{last:?}");
-    scene.pod(BACKENDS[0]).start_server().unwrap();
-    scene.until_back();
 }
 
 /// The process lives; its listener is gone.

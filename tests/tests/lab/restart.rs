@@ -11,6 +11,7 @@ use isthmus_tests::{Frontend, Lab, Node, PodStatus, Requests, Traffic, wait_unti
 use super::common::{
     PORT, SERVICE, SetAtEnd, TWO_CLUSTERS, at_least, expect_all_translated, named_service, running,
 };
+use super::long::LongFlows;
 
 /// The frontends that clients ask for: both families of the one service, and those of `others`, at port 80.
 fn asked_for(node: Node<'_>, others: &[String]) -> Vec<Frontend> {
@@ -85,12 +86,14 @@ fn restarts_under_traffic(lab: &Lab, others: &[String], at_least_requests: u64) 
         .map(|frontend| (node.count_from_here(frontend).unwrap(), frontend))
         .collect();
     let mut traffic = full_traffic(lab, &frontends);
+    let mut flows = LongFlows::begin(lab);
     let part = at_least_requests / 5;
     let first = at_least(&mut traffic, part);
     let programs = node.kernel_programs().unwrap();
     watching_links(node, || {
         node.kill_agent().unwrap();
         at_least(&mut traffic, part);
+        flows.go_on("without an agent");
         node.start_agent(&[]).unwrap();
         at_least(&mut traffic, part);
         // As an upgrade that changes no map does it: programs are replaced on the links that are there.
@@ -128,7 +131,9 @@ fn restarts_under_traffic(lab: &Lab, others: &[String], at_least_requests: u64) 
         kernel, total.requests,
         "the kernel's count and the client's"
     );
+    flows.go_on("after restarts of agent and mesh server");
     upgrades_under_traffic(lab, &mut traffic, part / 5);
+    flows.go_on("after changes of the maps");
 }
 
 /// Maps of a version: their ids in the kernel, and where they are pinned.

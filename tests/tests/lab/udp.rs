@@ -4,6 +4,9 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use isthmus_tests::flow::{Flow, Said};
 use isthmus_tests::{Lab, Pod, PodStatus, wait_for};
@@ -13,6 +16,8 @@ use super::common::{
     ALONE, PORT, SERVICE, SOON, at_least, client, collect_until, expect_all_translated,
     named_service, running, service,
 };
+use super::long::LongFlows;
+use super::scene::{Scene, WORKERS};
 
 /// Where the service is, over IPv4 and IPv6.
 fn addresses(lab: &Lab) -> [SocketAddr; 2] {
@@ -76,6 +81,41 @@ fn a_long_flow_without_a_connect_keeps_its_backend_while_it_is_there() {
         node.start_agent(&[]).unwrap();
     }
     expect_all_translated(&lab);
+}
+
+/// As QUIC's flows: several datagrams in flight in each direction, all the time, of one connection id, from one address. The
+/// backends' health changes under them, by the kernel's word and by manifest, and agents and maps change.
+#[test]
+fn long_flows_in_both_directions_lose_nothing_and_stay() {
+    let mut scene = Scene::set("quic", WORKERS, Duration::from_secs(2));
+    let mut flows = LongFlows::begin(&scene.lab);
+    let servers = flows.servers();
+    assert!(flows.most_in_flight() > 1);
+    // One of the flows of datagrams is at it.
+    let backend = servers.last().unwrap().as_str();
+    // Its other port is dead to TCP, and the backend of that is ejected.
+    scene.until_out(1, |scene| scene.pod(backend).kill_server().unwrap());
+    flows.go_on("with its backend's other port ejected");
+    scene.node().kill_agent().unwrap();
+    flows.go_on("without an agent");
+    scene.node().start_agent(&[]).unwrap();
+    flows.go_on("with the next agent");
+    // No new flow goes there, and the old ones stay.
+    scene.pod(backend).declare(PodStatus::Terminating).unwrap();
+    let node = scene.node();
+    node.wait_frontend(SERVICE, PORT, "has one", |f| f.serving() == 1)
+        .unwrap();
+    flows.go_on("with its backend on its way out");
+    node.stop_agent().unwrap();
+    node.start_agent(&["--lb-backends-max", "4096"]).unwrap();
+    flows.go_on("with other maps");
+    scene.pod(backend).start_server().unwrap();
+    scene.pod(backend).declare(PodStatus::Ready).unwrap();
+    node.wait_frontend(SERVICE, PORT, "has both again", |f| f.serving() == 2)
+        .unwrap();
+    flows.go_on("with its backend ready again");
+    assert_eq!(flows.servers(), servers);
+    expect_all_translated(&scene.lab);
 }
 
 #[test]
@@ -173,14 +213,13 @@ fn clients_come_back_where_the_service_asks_for_it() {
 }
 
 const DNS: u16 = 53;
+const NAMES: u64 = 50;
 const RESOLVES_TO: [u8; 4] = [192, 0, 2, 7];
 
 #[test]
 fn the_system_s_resolver_asks_a_service() {
     let lab = running("dns", ALONE);
-    for pod in &backends(&lab) {
-        answer_queries(pod);
-    }
+    let answered = backends(&lab).map(|pod| answer_queries(&pod));
     let manifests = lab.cluster("east").unwrap().manifests();
     let object = named_service("dns", DNS, DNS, &[]);
     manifests.write_objects("dns.yaml", &[object]).unwrap();
@@ -196,12 +235,15 @@ fn the_system_s_resolver_asks_a_service() {
         counts.sum()
     };
     let before = connects();
-    let conf = std::env::temp_dir().join(format!("{}-resolv.conf", lab.name()));
+    // Its own /etc, whatever the host's says of names.
+    let etc = tempfile::tempdir().unwrap();
     let server = frontend.target().unwrap().ip();
-    std::fs::write(&conf, format!("nameserver {server}\noptions attempts:1\n")).unwrap();
+    let resolv = format!("nameserver {server}\noptions attempts:1\n");
+    std::fs::write(etc.path().join("resolv.conf"), resolv).unwrap();
+    std::fs::write(etc.path().join("nsswitch.conf"), "hosts: dns\n").unwrap();
     let script = format!(
-        "mount --bind {} /etc/resolv.conf && for i in $(seq 50); do getent ahostsv4 name-$i.example || exit 1; done",
-        conf.display()
+        "mount --bind {} /etc && for i in $(seq {NAMES}); do getent ahostsv4 name-$i.example || exit 1; done",
+        etc.path().display()
     );
     let mut command: Command = lab
         .pod("east/client")
@@ -212,32 +254,38 @@ fn the_system_s_resolver_asks_a_service() {
         .args(["--mount", "sh", "-c", &script])
         .output()
         .unwrap();
-    std::fs::remove_file(&conf).unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{output:?}");
     let found = said.lines().filter(|line| line.starts_with("192.0.2.7 "));
-    assert!(found.count() >= 50, "{said}");
-    let counted = connects() - before;
-    assert!(counted >= 50, "{counted} connects");
+    assert!(found.count() as u64 >= NAMES, "{said}");
+    // A query is a socket of its own.
+    let queries: Vec<u64> = answered.iter().map(|a| a.load(Ordering::Relaxed)).collect();
+    assert_eq!(queries.iter().sum::<u64>(), connects() - before);
+    assert!(queries.iter().all(|n| *n > 0), "{queries:?}");
+    assert!(queries.iter().sum::<u64>() >= NAMES, "{queries:?}");
     expect_all_translated(&lab);
 }
 
-/// A name server that knows one address for every name, and no other record.
-fn answer_queries(pod: &Pod<'_>) {
+/// A name server that knows one address for every name, and no other record. Gives how many queries it has answered.
+fn answer_queries(pod: &Pod<'_>) -> Arc<AtomicU64> {
     let socket = pod
         .netns()
         .run(|| UdpSocket::bind(("0.0.0.0", DNS)))
         .unwrap()
         .unwrap();
+    let answered = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&answered);
     std::thread::spawn(move || {
         let mut query = [0; 512];
         while let Ok((len, from)) = socket.recv_from(&mut query) {
             if let Some(answer) = answer(&query[..len]) {
+                count.fetch_add(1, Ordering::Relaxed);
                 // A client that is gone already did not want the answer.
                 let _ = socket.send_to(&answer, from);
             }
         }
     });
+    answered
 }
 
 /// RFC 1035, 4.1: the question comes back, and for type A one record after it.

@@ -51,9 +51,8 @@ struct Story {
     kernel: KernelCounts,
     /// Requests since `kernel` began to count.
     uncompared: u64,
-    requests: u64,
-    failed: u64,
-    /// Of them, those of the killed backends, in steps 2 and 3.
+    all: Report,
+    /// Failures at the killed backends, in steps 2 and 3.
     of_killed: u64,
     voice: Voice,
 }
@@ -105,8 +104,7 @@ impl Story {
             kernel,
             lab,
             uncompared: 0,
-            requests: 0,
-            failed: 0,
+            all: Report::default(),
             of_killed: 0,
             voice,
         })
@@ -140,14 +138,13 @@ impl Story {
             self.lab.keep()?;
         }
         ensure!(
-            self.failed == self.of_killed,
+            self.all.failed() == self.of_killed,
             "{} requests failed, {} of them at the backends that were killed",
-            self.failed,
+            self.all.failed(),
             self.of_killed
         );
         let why = ", all at the killed backends";
-        self.voice
-            .end(self.requests, self.failed, why, start.elapsed(), keep)
+        self.voice.end(&self.all, why, start.elapsed(), keep)
     }
 
     /// The node where the client lives: its kernel translates.
@@ -179,9 +176,8 @@ impl Story {
     }
 
     fn tally(&mut self, report: &Report) {
-        self.requests += report.requests;
         self.uncompared += report.requests;
-        self.failed += report.failed();
+        self.all = std::mem::take(&mut self.all).and(report);
     }
 
     /// Waits until traffic shows something, and gives all that happened meanwhile.

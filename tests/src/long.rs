@@ -23,7 +23,7 @@ use crate::wait::wait_for;
 pub use server::LongServer;
 
 /// Between two bursts of an end.
-const PACE: Duration = Duration::from_millis(10);
+const PACE: Duration = Duration::from_millis(20);
 /// How much the flow must go on to be alive.
 const SOME: u64 = 20;
 const SOON: Duration = Duration::from_secs(10);

@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use isthmus_tests::client::{Report, monotonic};
+use isthmus_tests::client::{REFUSED, Report, monotonic};
 use isthmus_tests::{KernelHealth, Pod};
+use serde_json::json;
 
-use super::voice::thousands;
+use super::voice::{kinds, thousands};
 use super::{Story, expect_no_failure};
 
 const BACKENDS: [&str; 2] = ["east/backend-1", "east/backend-2"];
@@ -97,29 +98,30 @@ impl Story {
         report = report.and(&self.marked()?);
         ensure!(report.wrong == 0, "answered by another service: {report:?}");
 
-        let refused = report.failures.get("refused").copied().unwrap_or_default();
+        let refused = report.failed_by(REFUSED);
         let counted = killed.health.backend(at)?.refused - killed.refused[&at];
         ensure!(
             counted == refused,
             "the client was refused {refused} times, the kernel counted {counted}: {report:?}"
         );
-        let refusals = report.told.iter().filter(|f| f.error == "refused");
+        let refusals = report.told.iter().filter(|f| f.error == REFUSED);
         let ejection = refusals.map(|f| f.at).nth(REFUSALS - 1);
         let ejection =
             ejection.with_context(|| format!("ejected after {refused} refusals: {report:?}"))?;
         // Connections that the backend had accepted died with it: no connect, and no failure of one.
-        let broken = report.failed() - refused;
-        let broken = match broken {
+        let broken = match report.failed() - refused {
             0 => String::new(),
             n => format!(", {n} broken off"),
         };
-        self.voice.moment(
+        let took = milliseconds(clock, ejection);
+        self.voice.moment_with(
             moment,
             &format!("backend {backend} is killed"),
-            &format!(
-                "{refused} refused{broken}, ejected by the kernel after {:.1} ms",
-                milliseconds(clock, ejection)
-            ),
+            &format!("{refused} refused{broken}, ejected by the kernel after {took:.1} ms"),
+            json!({
+                "backend": backend, "failures": kinds(&report), "ejectedMilliseconds": took,
+                "kernel": {"refused": counted},
+            }),
         );
         killed.told += refused;
         self.of_killed += report.failed();
@@ -195,7 +197,7 @@ impl Story {
         let rest = self.rest()?;
         let back = back.and(&rest);
         // A trial that came before the listener is refused too, and counted.
-        let refused = back.failures.get("refused").copied().unwrap_or_default();
+        let refused = back.failed_by(REFUSED);
         self.of_killed += refused;
         let mut counted = 0;
         for backend in BACKENDS {

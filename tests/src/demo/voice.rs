@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use isthmus_tests::client::Report;
+use isthmus_tests::client::{self, Report};
 use isthmus_tests::{Frontend, Lab};
 use serde_json::{Value, json};
 
@@ -64,8 +64,21 @@ impl Voice {
     }
     /// Something at its moment of a step.
     pub(crate) fn moment(&mut self, since_the_step: Duration, what: &str, effect: &str) {
+        self.moment_with(since_the_step, what, effect, json!({}));
+    }
+    /// The same, with the effect's numbers for programs.
+    pub(crate) fn moment_with(
+        &mut self,
+        since_the_step: Duration,
+        what: &str,
+        effect: &str,
+        numbers: Value,
+    ) {
         let seconds = since_the_step.as_secs_f64();
-        let event = json!({"seconds": seconds, "what": what, "effect": effect});
+        let mut event = json!({"seconds": seconds, "what": what, "effect": effect});
+        if let (Value::Object(event), Value::Object(numbers)) = (&mut event, numbers) {
+            event.extend(numbers);
+        }
         let line = format!("   +{seconds:.3} s  {what:<38} {effect}");
         self.tell(event, line.trim_end());
     }
@@ -74,7 +87,8 @@ impl Voice {
         let (east, west) = (report.from_cluster("east"), report.from_cluster("west"));
         let (requests, failed) = (report.requests, report.failed());
         let event = json!({
-            "seconds": seconds, "requests": requests, "east": east, "west": west, "failed": failed, "remark": remark
+            "seconds": seconds, "requests": requests, "east": east, "west": west, "failed": failed,
+            "failures": kinds(report), "remark": remark
         });
         let line = format!(
             "   {seconds:.1} s {:>9} requests   east {:>7}   west {:>7}   failed {failed:<3} {remark}",
@@ -128,15 +142,9 @@ impl Voice {
         );
         Ok(())
     }
-    pub(crate) fn end(
-        mut self,
-        requests: u64,
-        failed: u64,
-        why: &str,
-        took: Duration,
-        kept: bool,
-    ) -> Result<()> {
+    pub(crate) fn end(mut self, all: &Report, why: &str, took: Duration, kept: bool) -> Result<()> {
         let seconds = took.as_secs_f64();
+        let (requests, failed, failures) = (all.requests, all.failed(), kinds(all));
         let cleaned = if kept {
             "The lab is kept."
         } else {
@@ -147,18 +155,38 @@ impl Voice {
             thousands(requests)
         );
         self.tell(
-            json!({"requests": requests, "failed": failed, "seconds": seconds, "kept": kept}),
+            json!({
+                "requests": requests, "failed": failed, "failures": failures, "seconds": seconds, "kept": kept
+            }),
             &line,
         );
         if self.json {
             let document = json!({
                 "apiVersion": "isthmus.dev/v1", "kind": "Demo", "title": self.title, "requests": requests,
-                "failed": failed, "seconds": seconds, "events": self.events,
+                "failed": failed, "failures": failures, "seconds": seconds, "events": self.events,
             });
             say(&serde_json::to_string_pretty(&document)?)?;
         }
         Ok(())
     }
+}
+
+/// How many requests failed by what, all kinds always.
+pub(crate) fn kinds(report: &Report) -> Value {
+    let kinds = [
+        ("refused", client::REFUSED),
+        ("timedOut", client::TIMED_OUT),
+        ("givenUp", client::GIVEN_UP),
+        ("noAnswer", client::NO_ANSWER),
+        ("brokenOff", client::BROKEN_OFF),
+    ];
+    let counts = kinds.map(|(key, how)| (key, report.failed_by(how)));
+    let known: u64 = counts.iter().map(|(_, count)| count).sum();
+    let other = ("other", report.failed() - known);
+    let all = counts.into_iter().chain([other]);
+    all.map(|(key, count)| (key.to_owned(), Value::from(count)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 /// `8,000`
@@ -176,6 +204,26 @@ pub(crate) fn thousands(number: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use isthmus_tests::client::{BROKEN_OFF, REFUSED, Report};
+    use serde_json::json;
+
+    #[test]
+    fn failures_are_told_by_kind() {
+        let failures = [
+            (REFUSED, 3),
+            (BROKEN_OFF, 1),
+            ("EACCES: Permission denied", 2),
+        ];
+        let report = Report {
+            failures: failures.map(|(how, count)| (how.to_owned(), count)).into(),
+            ..Report::default()
+        };
+        let wanted = json!({
+            "refused": 3, "timedOut": 0, "givenUp": 0, "noAnswer": 0, "brokenOff": 1, "other": 2
+        });
+        assert_eq!(super::kinds(&report), wanted);
+    }
+
     #[test]
     fn numbers_are_grouped() {
         for (number, text) in [

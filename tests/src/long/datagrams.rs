@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use super::{PACE, Progress, Running, is_nothing_yet, lock};
 
 /// Datagrams of one end in flight.
-const WINDOW: usize = 8;
+const WINDOW: usize = 4;
 /// Without an acknowledgement for so long, one is lost.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -199,8 +199,8 @@ mod tests {
                 assert_eq!(a.take(&answer), None);
             }
         }
-        assert_eq!((a.acknowledged, a.lost, a.most_in_flight), (80, 0, WINDOW));
-        assert_eq!((b.received, b.lost), (80, 0));
+        assert_eq!((a.acknowledged, a.lost, a.most_in_flight), (40, 0, WINDOW));
+        assert_eq!((b.received, b.lost), (40, 0));
     }
 
     #[test]

@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use isthmus_tests::client::{NO_ANSWER, REFUSED, Report, TIMED_OUT};
+use isthmus_tests::client::{NO_ANSWER, REFUSED, Report, TIMED_OUT, monotonic};
 use isthmus_tests::{Node, Pod};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::books::Told;
-use super::common::{PORT, SERVICE};
+use super::common::{ALONE, PORT, SERVICE, running};
 use super::scene::{BACKENDS, RATE, Scene, WORKERS};
 
 fn page(node: Node<'_>) -> String {
@@ -70,6 +70,43 @@ fn a_killed_backend_costs_three_refusals_and_comes_back() {
     assert_eq!(metric("service_backends", &pair), 8.0);
     let all = scene.client.total().requests;
     assert_eq!(metric("service_connects_total", &pair), all as f64);
+}
+
+/// One after the other, by two deaths in turn: what each costs, and how long after it the last of its failures came.
+#[test]
+fn nine_deaths_of_ten_backends_cost_three_refusals_each() {
+    const BACKENDS: usize = 10;
+    let ten = ALONE.replace("count: 2", &format!("count: {BACKENDS}"));
+    let patience = Duration::from_secs(2);
+    let mut scene = Scene::in_lab(running("ten", &ten), WORKERS, patience);
+    let (mut costs, mut times) = (Vec::new(), Vec::new());
+    for nth in 1..BACKENDS {
+        let name = format!("east/backend-{nth}");
+        let mut listener =
+            (nth % 2 == 0).then(|| Impostor::instead_of(&scene.pod(&name), Some(Duration::ZERO)));
+        let mut died = 0;
+        let (report, opened) = scene.until_out(nth as u64, |scene| {
+            died = monotonic();
+            match listener.take() {
+                Some(listener) => drop(listener),
+                None => scene.pod(&name).kill_server().unwrap(),
+            }
+        });
+        scene.balance(&opened);
+        // Of the one that died, by its IPv4 address: another's trial may have been refused meanwhile.
+        costs.push(opened.books.since_by_backend()[nth - 1].refused);
+        let refused = report.told.iter().filter(|f| f.error == REFUSED);
+        let last = refused.map(|f| f.at).nth(2).unwrap();
+        times.push(last.saturating_sub(died) as f64 / 1e6);
+    }
+    times.sort_by(f64::total_cmp);
+    let told = format!("refused {costs:?}, milliseconds until the third {times:.1?}");
+    eprintln!("{told}");
+    let most = 3 + WORKERS as u64 - 1;
+    assert!(costs.iter().all(|cost| (3..=most).contains(cost)), "{told}");
+    // Each draw meets the dead one of ten or fewer once in 10 ms.
+    assert!(times[times.len() / 2] < 200.0, "{told}");
+    assert!(times[times.len() - 1] < 1000.0, "{told}");
 }
 
 /// The process lives; its listener is gone.

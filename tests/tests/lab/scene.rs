@@ -34,7 +34,10 @@ pub(crate) struct Opened {
 impl Scene {
     /// A client of the service's IPv4 address whose connects end after `patience`.
     pub(crate) fn set(name: &str, workers: usize, patience: Duration) -> Self {
-        let lab = running(name, ALONE);
+        Self::in_lab(running(name, ALONE), workers, patience)
+    }
+
+    pub(crate) fn in_lab(lab: Lab, workers: usize, patience: Duration) -> Self {
         let frontend = lab.node("east-1").unwrap().frontend(SERVICE, PORT, false);
         let target = frontend.unwrap().target().unwrap();
         let requests = Requests::to(&format!("{target}={SERVICE}"))

@@ -5,6 +5,7 @@
 use isthmus_tests::{Lab, PodStatus};
 use serde_json::json;
 
+use super::books::Ledger;
 use super::common::{
     AFFINITY, SERVICE, TWO_SMALL, client, collect_until, expect_all_translated, expect_answers,
     running, service,
@@ -28,6 +29,7 @@ fn annotate(lab: &Lab, cluster: &str, annotations: &[(&str, &str)]) {
 #[test]
 fn remote_backends_serve_if_both_are_global_and_theirs_are_shared() {
     let lab = running("sharing", TWO_SMALL);
+    let ledger = Ledger::open(lab.node("east-1").unwrap(), SERVICE);
     let mut traffic = client(&lab, "east/client", "east-1");
     traffic.rate(RATE).unwrap();
     let (both, alone): (&[&str], &[&str]) = (&["east", "west"], &["east"]);
@@ -88,6 +90,7 @@ fn remote_backends_serve_if_both_are_global_and_theirs_are_shared() {
         let why = format!("the Namespace: east {east}, west {west}");
         expect_answers(&mut traffic, wanted, &why);
     }
+    ledger.balance_with(&mut traffic);
     expect_all_translated(&lab);
 }
 
@@ -135,6 +138,7 @@ const TIERS: [(&str, PodStatus, PodStatus, &[&str]); 22] = [
 #[test]
 fn tiers_follow_affinity_and_readiness() {
     let lab = running("tiers", TWO_SMALL);
+    let ledger = Ledger::open(lab.node("east-1").unwrap(), SERVICE);
     let mut traffic = client(&lab, "east/client", "east-1");
     traffic.rate(RATE).unwrap();
     for (affinity, east, west, wanted) in TIERS {
@@ -155,6 +159,7 @@ fn tiers_follow_affinity_and_readiness() {
         "without any backend connects are refused at once",
         |r| r.failures.keys().collect::<Vec<_>>() == ["refused"] && r.answered() == 0,
     );
+    ledger.balance_with(&mut traffic);
     expect_all_translated(&lab);
 }
 
@@ -190,6 +195,7 @@ fn a_cluster_lends_the_families_that_its_peers_ask_for() {
 #[test]
 fn a_stale_peers_backends_are_the_last_resort() {
     let lab = running("stale", TWO_SMALL);
+    let ledger = Ledger::open(lab.node("east-1").unwrap(), SERVICE);
     let mut traffic = client(&lab, "east/client", "east-1");
     traffic.rate(RATE).unwrap();
     expect_answers(&mut traffic, &["east", "west"], "before");
@@ -215,6 +221,7 @@ fn a_stale_peers_backends_are_the_last_resort() {
     let shown = east.agentctl(&["service", "list"]).unwrap();
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     assert!(shown.contains(SERVICE), "{shown}");
+    ledger.balance_with(&mut traffic);
     expect_all_translated(&lab);
 }
 

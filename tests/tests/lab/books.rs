@@ -4,7 +4,7 @@
 
 use isthmus_tests::client::{self, Report};
 use isthmus_tests::hostile::Account;
-use isthmus_tests::{BackendCounts, KernelHealth, Node, ServiceCounts};
+use isthmus_tests::{BackendCounts, KernelHealth, Node, ServiceCounts, Traffic};
 
 /// Opened while nothing is under way.
 pub(crate) struct Books {
@@ -144,6 +144,75 @@ impl Told {
             timed_out: sum(self.timed_out, other.timed_out),
             at_home: sum(self.at_home, other.at_home),
         }
+    }
+}
+
+/// Books of a service whose backends come and go, by its node's metrics, which outlive them. One agent lives all the time.
+pub(crate) struct Ledger<'a> {
+    node: Node<'a>,
+    service: &'static str,
+    before: Sums,
+}
+
+/// Of a service, over all of its backends there ever were.
+#[derive(Clone, Copy, Debug)]
+struct Sums {
+    connects: u64,
+    refused: u64,
+    unreachable: u64,
+    timed_out: u64,
+    /// By the datapath, for want of a backend.
+    refused_by_us: u64,
+}
+
+impl Sums {
+    fn read(node: Node<'_>, service: &str) -> Self {
+        let (status, page) = node.agent_http("/metrics").unwrap();
+        assert_eq!(status, 200, "{page}");
+        let sum = |name: &str, reason: &str| {
+            let head = format!("isthmus_service_{name}_total{{service=\"{service}\"");
+            let of_service = page.lines().filter(|line| line.starts_with(&head));
+            let of_reason = of_service.filter(|line| line.contains(reason));
+            let values = of_reason.filter_map(|line| line.rsplit(' ').next());
+            values.map(|value| value.parse::<u64>().unwrap()).sum()
+        };
+        Self {
+            connects: sum("connects", ""),
+            refused: sum("failed_connects", "reason=\"refused\""),
+            unreachable: sum("failed_connects", "reason=\"unreachable\""),
+            timed_out: sum("failed_connects", "reason=\"timed_out\""),
+            refused_by_us: sum("refused_connects", ""),
+        }
+    }
+}
+
+impl<'a> Ledger<'a> {
+    pub(crate) fn open(node: Node<'a>, service: &'static str) -> Self {
+        Self {
+            before: Sums::read(node, service),
+            node,
+            service,
+        }
+    }
+
+    /// As [`Counted::balance`], with all that clients told since. What the datapath refused was sent to no backend.
+    pub(crate) fn balance(&self, told: Told) {
+        let (before, now) = (self.before, Sums::read(self.node, self.service));
+        let by_us = now.refused_by_us - before.refused_by_us;
+        let kernel = Counted {
+            connects: now.connects - before.connects + by_us,
+            refused: now.refused - before.refused + by_us,
+            unreachable: now.unreachable - before.unreachable,
+            timed_out: now.timed_out - before.timed_out,
+            ..Counted::default()
+        };
+        kernel.balance(self.service, told);
+    }
+
+    /// The same, with one client's word, which makes no more requests.
+    pub(crate) fn balance_with(&self, traffic: &mut Traffic) {
+        traffic.pause().unwrap();
+        self.balance(Told::by_client(traffic.total()));
     }
 }
 

@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use isthmus_tests::{Pod, PodStatus};
 use serde_json::{Value, json};
 
+use super::books::Ledger;
 use super::common::{
     ALONE, PORT, SERVICE, TWO_CLUSTERS, client, collect_until, expect_all_translated,
     named_service, running, service,
@@ -30,6 +31,7 @@ fn declared(spec: &[(&str, Value)]) -> Value {
 fn connections_stay_on_their_node_where_the_service_says_so() {
     let lab = running("node", TWO_CLUSTERS);
     let manifests = lab.cluster("east").unwrap().manifests();
+    let ledger = Ledger::open(lab.node("east-1").unwrap(), SERVICE);
     let mut traffic = client(&lab, "east/client", "east-1");
     traffic.rate(RATE).unwrap();
     let local = || ("internalTrafficPolicy", json!("Local"));
@@ -67,6 +69,7 @@ fn connections_stay_on_their_node_where_the_service_says_so() {
     collect_until(&mut traffic, "all others answer", |r| {
         r.failed() == 0 && r.answers.len() == 3 && !r.answers.contains_key(&here)
     });
+    ledger.balance_with(&mut traffic);
     expect_all_translated(&lab);
 }
 
@@ -94,6 +97,7 @@ fn a_terminating_backend_keeps_its_flows_and_gets_no_new_ones() {
         Some(1) => (&pods[1], &pods[0]),
         _ => panic!("answered by {first}"),
     };
+    let ledger = Ledger::open(node, SERVICE);
     let mut traffic = client(&lab, "east/client", "east-1");
     traffic.rate(RATE).unwrap();
     let only = |pod: &Pod<'_>| {
@@ -117,6 +121,7 @@ fn a_terminating_backend_keeps_its_flows_and_gets_no_new_ones() {
     leaving.withdraw().unwrap();
     collect_until(&mut traffic, "it is gone for new ones", only(staying));
     assert_eq!(flow.ask(), first, "and its flow goes on to its end");
+    ledger.balance_with(&mut traffic);
 }
 
 /// Answers each line with the pod's name, in the pod's namespace, until the test ends.

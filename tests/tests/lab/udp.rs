@@ -12,6 +12,7 @@ use isthmus_tests::flow::{Flow, Said};
 use isthmus_tests::{Lab, Pod, PodStatus, wait_for};
 use serde_json::{Value, json};
 
+use super::books::{Ledger, Told};
 use super::common::{
     ALONE, PORT, SERVICE, SOON, at_least, client, collect_until, expect_all_translated,
     named_service, running, service,
@@ -171,6 +172,7 @@ fn clients_come_back_where_the_service_asks_for_it() {
     object["spec"]["sessionAffinity"] = json!("ClientIP");
     // Each family is a frontend of its own, with clients of its own.
     object["spec"]["ipFamilyPolicy"] = json!("SingleStack");
+    let ledger = Ledger::open(lab.node("east-1").unwrap(), SERVICE);
     let mut traffic = {
         let target = format!("{}={SERVICE}", addresses(&lab)[0]);
         let requests = isthmus_tests::Requests::to(&target).unwrap();
@@ -204,12 +206,14 @@ fn clients_come_back_where_the_service_asks_for_it() {
         )
         .unwrap();
     collect_until(&mut traffic, "both answer", |r| r.answers.len() == 2);
-    drop(traffic);
+    ledger.balance_with(&mut traffic);
     let mut again = client(&lab, "east/client", "east-1");
     again.rate(2000.0).unwrap();
     collect_until(&mut again, "both answer new clients", |r| {
         r.failed() == 0 && r.answers.len() == 2
     });
+    again.pause().unwrap();
+    ledger.balance(Told::by_client(traffic.total()).and(Told::by_client(again.total())));
 }
 
 const DNS: u16 = 53;

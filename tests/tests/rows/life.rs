@@ -129,7 +129,12 @@ fn restart_in_trial(world: &mut World, answered: bool) -> anyhow::Result<()> {
     ensure!(trial.peer_addr().is_ok() == answered);
 
     world.start(|_| ())?;
-    ensure!(pair.state(world, Pair::DEAD)? == state);
+    // On a slow machine its SYN went out again meanwhile, and that decided it.
+    let after = pair.state(world, Pair::DEAD)?;
+    ensure!(
+        after == state || (!answered && after.kind() == health_kind::EJECTED),
+        "{state:?} became {after:?}"
+    );
     pair.set_state(world, Pair::ALIVE, HealthState::HEALTHY)?;
     // How long a trial may go without a word, not a wait for anything.
     std::thread::sleep(TRIAL);

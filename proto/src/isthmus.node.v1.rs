@@ -691,7 +691,7 @@ pub struct DumpLbResponse {
     /// Rows of `counters`, each summed over the CPUs.
     #[prost(message, repeated, tag = "5")]
     pub counters: ::prost::alloc::vec::Vec<LbCounter>,
-    /// Rows of `service_health` and `service_limits` of services that a ring or a frontend names.
+    /// What else `services` holds of services that a ring or a frontend names.
     #[prost(message, repeated, tag = "6")]
     pub services: ::prost::alloc::vec::Vec<LbService>,
     /// The clock of health's rows at the answer: ticks of 65,536 ns since boot.
@@ -760,16 +760,16 @@ pub struct LbBackend {
     #[prost(fixed64, tag = "9")]
     pub health_word: u64,
     /// Its row of `backend_failures`, counts of this life.
-    #[prost(message, optional, tag = "10")]
+    #[prost(message, optional, tag = "11")]
     pub failures: ::core::option::Option<FailureCounts>,
     /// What counts against it since the last verified success.
-    #[prost(uint32, tag = "11")]
+    #[prost(uint32, tag = "12")]
     pub score: u32,
     /// Clients whose failures make up the score.
-    #[prost(uint32, tag = "12")]
+    #[prost(uint32, tag = "13")]
     pub accusers: u32,
     /// Clients to which it is closed now.
-    #[prost(uint32, tag = "13")]
+    #[prost(uint32, tag = "14")]
     pub closed: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

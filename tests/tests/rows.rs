@@ -24,6 +24,8 @@ mod life;
 mod numbers;
 #[path = "rows/orphans.rs"]
 mod orphans;
+#[path = "rows/races.rs"]
+mod races;
 #[path = "rows/world.rs"]
 mod world;
 
@@ -78,6 +80,7 @@ fn run(filter: Option<&str>) -> anyhow::Result<usize> {
         .chain(datagram::rows())
         .chain(orphans::rows())
         .chain(health::rows())
+        .chain(races::rows())
         .chain(events::rows())
         .chain(life::rows())
         .chain(earlier::rows())

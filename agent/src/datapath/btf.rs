@@ -12,6 +12,7 @@ mod kind {
     pub const STRUCT: u32 = 4;
     pub const UNION: u32 = 5;
     pub const ENUM: u32 = 6;
+    pub const TYPEDEF: u32 = 8;
     pub const FUNC_PROTO: u32 = 13;
     pub const VAR: u32 = 14;
     pub const DATASEC: u32 = 15;
@@ -37,11 +38,13 @@ struct Struct<'a> {
 /// The structures and unions of a BTF blob, by name and by type id.
 struct Types<'a> {
     by_id: HashMap<u32, Struct<'a>>,
+    /// What typedefs stand for.
+    defined: HashMap<u32, u32>,
     by_name: HashMap<&'a str, u32>,
 }
 
-/// Offsets in bytes of members, each as `(structure, member)`. Members of anonymous structures within count as the
-/// structure's own.
+/// Offsets in bytes of members, each as `(structure, member)`, or `(structure, "member.of.member")`. Members of anonymous
+/// structures within count as the structure's own.
 ///
 /// # Errors
 /// If the kernel tells no BTF, or has no such member.
@@ -61,7 +64,7 @@ fn find<'a>(
         .into_iter()
         .map(|(structure, member)| {
             let id = types.by_name.get(structure);
-            id.and_then(|id| types.member(*id, member, 0))
+            id.and_then(|id| types.path(*id, member))
                 .ok_or_else(|| BtfError::Missing(format!("{structure}.{member}")))
         })
         .collect()
@@ -84,6 +87,7 @@ impl<'a> Types<'a> {
         let strings = part(bytes, start, header(16)?, header(20)?)?;
         let mut this = Self {
             by_id: HashMap::new(),
+            defined: HashMap::new(),
             by_name: HashMap::new(),
         };
         let (mut at, mut id) = (0, 0);
@@ -117,6 +121,9 @@ impl<'a> Types<'a> {
                     }
                     this.by_id.insert(id, Struct { members });
                 }
+                kind::TYPEDEF => {
+                    this.defined.insert(id, word(types, at - 4)?);
+                }
                 kind::INT | kind::VAR | kind::DECL_TAG => at += 4,
                 kind::ARRAY => at += 12,
                 kind::ENUM | kind::FUNC_PROTO => at += 8 * count,
@@ -127,16 +134,28 @@ impl<'a> Types<'a> {
         Some(this)
     }
 
-    fn member(&self, id: u32, wanted: &str, depth: u32) -> Option<u32> {
+    fn path(&self, mut id: u32, path: &str) -> Option<u32> {
+        let mut place = 0;
+        for name in path.split('.') {
+            let (offset, kind) = self.member(id, name, 0)?;
+            place += offset;
+            id = *self.defined.get(&kind).unwrap_or(&kind);
+        }
+        Some(place)
+    }
+
+    /// Where a member is, and its type.
+    fn member(&self, id: u32, wanted: &str, depth: u32) -> Option<(u32, u32)> {
         let structure = self.by_id.get(&id).filter(|_| depth < DEPTH_MAX)?;
         structure.members.iter().find_map(|(name, kind, bits)| {
             if *name == wanted {
-                return Some(bits / 8);
+                return Some((bits / 8, *kind));
             }
             if !name.is_empty() {
                 return None;
             }
-            Some(bits / 8 + self.member(*kind, wanted, depth + 1)?)
+            let (offset, kind) = self.member(*kind, wanted, depth + 1)?;
+            Some((bits / 8 + offset, kind))
         })
     }
 }
@@ -162,14 +181,16 @@ mod tests {
 
     use super::*;
 
-    /// `struct outer { int a; struct { int b; union { int c; }; }; }`, with an int before and a typedef after.
+    /// `struct outer { int a; struct { int b; union { int c; }; }; }`, with an int before and a typedef of it after; then
+    /// `struct whole { int a; typedef struct outer b; }`.
     fn blob() -> Vec<u8> {
-        let strings = b"\0int\0outer\0a\0b\0c\0";
+        let strings = b"\0int\0outer\0a\0b\0c\0whole\0";
         let mut types: Vec<u32> = vec![1, kind::INT << 24, 4, 32];
         types.extend([0, kind::UNION << 24 | 1, 4, 15, 1, 0]);
         types.extend([0, kind::STRUCT << 24 | 2, 8, 13, 1, 0, 0, 2, 32]);
         types.extend([5, kind::STRUCT << 24 | 2, 12, 11, 1, 0, 0, 3, 32]);
-        types.extend([1, 8 << 24, 1]);
+        types.extend([1, kind::TYPEDEF << 24, 4]);
+        types.extend([17, kind::STRUCT << 24 | 2, 16, 11, 1, 0, 13, 5, 32]);
         let types: Vec<u8> = types.into_iter().flat_map(u32::to_ne_bytes).collect();
         let len = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap();
         let mut bytes = 0xeb9f_u16.to_ne_bytes().to_vec();
@@ -186,6 +207,15 @@ mod tests {
     fn members_of_anonymous_structures_are_the_structures_own() {
         let wanted = [("outer", "a"), ("outer", "b"), ("outer", "c")];
         assert_eq!(find(&blob(), wanted).unwrap(), [0, 4, 8]);
+    }
+
+    #[test]
+    fn a_path_leads_through_members_and_their_typedefs() {
+        let wanted = [("whole", "a"), ("whole", "b.a"), ("whole", "b.c")];
+        assert_eq!(find(&blob(), wanted).unwrap(), [0, 4, 12]);
+        for path in ["a.b", "b.b.c", "b.", ".b"] {
+            assert!(find(&blob(), [("whole", path)]).is_err(), "{path}");
+        }
     }
 
     #[test]

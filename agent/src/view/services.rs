@@ -6,6 +6,7 @@ use isthmus_abi::{Ring, Slot};
 use isthmus_core::desired::{self, BackendView, FrontendView, Rank, ServiceView};
 use isthmus_core::model::{Condition, ObjectName};
 use isthmus_core::store::Owner;
+use isthmus_core::table::TableBackend;
 use isthmus_proto::node::v1 as pb;
 
 use super::health::{HealthRows, backend_health};
@@ -33,6 +34,8 @@ impl Kernel {
     }
 
     fn shares(&self, index: Option<u32>) -> Shares {
+        // A row that is on its way in or out may name no service.
+        let index = index.filter(|index| *index < self.rings.capacity());
         index.map_or_else(Shares::default, |index| {
             let ring = self.rings.get(index);
             Shares::of(&span(&self.slots, ring), ring, index)

@@ -1,5 +1,5 @@
-//! What the programs learn of backends by themselves. Every row here is written by programs; the agent zeroes a row only
-//! while no program can reach it.
+//! What the programs learn of backends by themselves, and how far they may go. But for [`ServiceLimitsRow`], which is the agent's,
+//! what is here is written by programs; the agent zeroes it only while no program can reach it.
 
 #![expect(
     clippy::cast_possible_truncation,

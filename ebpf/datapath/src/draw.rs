@@ -41,6 +41,13 @@ pub fn judge(service: u32, slot: Slot, backend: &BackendRow) -> Drawn {
     }
 }
 
+/// Whether a backend's row is complete, and one of `service`'s.
+#[inline(always)]
+#[must_use]
+pub const fn is_live(backend: &BackendRow, service: u32) -> bool {
+    (backend.service ^ service) | (backend.state ^ backend_state::LIVE) as u32 == 0
+}
+
 /// Whether a backend's row is that of `service`'s endpoint at this address and port (network order).
 #[inline(always)]
 #[must_use]

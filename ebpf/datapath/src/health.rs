@@ -126,23 +126,28 @@ const fn several(marks: u64) -> bool {
 pub enum Fate {
     /// It was established, whatever came after.
     Established,
-    /// No answer so far.
+    /// No answer so far, or none that was told.
     Waiting,
     /// The socket is another's, or was given up: nobody knows.
     Gone,
 }
 
-/// `state` is the kernel's (net/tcp_states.h); `heard` says whether the peer ever answered with data or an acknowledgement.
+/// `TCP_CLOSE` (net/tcp_states.h).
+pub const CLOSE: u8 = 7;
+
+/// `state` is the kernel's (net/tcp_states.h); `heard` says whether the peer ever answered with data or an acknowledgement, and
+/// `busy` whether the socket's owner is in the middle of a call, or an error waits for it. A connect is noted before its socket has left
+/// `CLOSE`, in the call; and one that fails is in `CLOSE` again, with its error, before the kernel reports that.
 #[inline(always)]
 #[must_use]
-pub const fn fate(state: u8, heard: bool) -> Fate {
+pub const fn fate(state: u8, heard: bool, busy: bool) -> Fate {
     const ESTABLISHED: u8 = 1;
     const SYN_SENT: u8 = 2;
     const SYN_RECV: u8 = 3;
-    const CLOSE: u8 = 7;
     match state {
         SYN_SENT | SYN_RECV => Fate::Waiting,
         CLOSE if heard => Fate::Established,
+        CLOSE if busy => Fate::Waiting,
         // FIN_WAIT1, FIN_WAIT2, TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING.
         ESTABLISHED | 4..=6 | 8 | 9 | 11 => Fate::Established,
         _ => Fate::Gone,
@@ -293,19 +298,23 @@ mod tests {
 
     #[test]
     fn fates_follow_the_sockets_state() {
-        for (state, heard, wanted) in [
-            (1, false, Fate::Established),
-            (2, false, Fate::Waiting),
-            (3, false, Fate::Waiting),
-            (4, true, Fate::Established),
-            (6, true, Fate::Established),
-            (7, false, Fate::Gone),
-            (7, true, Fate::Established),
-            (8, true, Fate::Established),
-            (10, false, Fate::Gone),
-            (12, true, Fate::Gone),
+        for (state, heard, busy, wanted) in [
+            (1, false, false, Fate::Established),
+            (2, false, false, Fate::Waiting),
+            (3, false, false, Fate::Waiting),
+            (4, true, false, Fate::Established),
+            (6, true, false, Fate::Established),
+            (7, false, false, Fate::Gone),
+            (7, true, false, Fate::Established),
+            // On its way, or refused and not reported yet.
+            (7, false, true, Fate::Waiting),
+            // Reset after it was established.
+            (7, true, true, Fate::Established),
+            (8, true, false, Fate::Established),
+            (10, false, false, Fate::Gone),
+            (12, true, false, Fate::Gone),
         ] {
-            assert_eq!(fate(state, heard), wanted, "state {state}");
+            assert_eq!(fate(state, heard, busy), wanted, "state {state}");
         }
     }
 

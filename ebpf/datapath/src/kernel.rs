@@ -31,6 +31,8 @@ offsets! {
     SKC_V6_DADDR,
     /// `sock.sk_err`, 4 bytes.
     SK_ERR,
+    /// `sock.sk_lock.owned`, 4 bytes.
+    SK_OWNED,
     /// `sock.sk_protocol`, 2 bytes.
     SK_PROTOCOL,
     /// `tcp_sock.srtt_us`, 4 bytes.
@@ -103,6 +105,13 @@ impl Sock {
     #[inline(always)]
     pub fn error(self) -> u32 {
         peek(self.0, &SK_ERR)
+    }
+    /// Whether its owner is in the middle of a call, as `connect`, or an error waits for it, of which the kernel may be about to
+    /// tell.
+    #[inline(always)]
+    pub fn is_busy(self) -> bool {
+        let owned: u32 = peek(self.0, &SK_OWNED);
+        owned | self.error() != 0
     }
     #[inline(always)]
     pub fn protocol(self) -> u16 {

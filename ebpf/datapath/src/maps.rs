@@ -85,7 +85,10 @@ pub fn service_health_at(service: u32) -> Option<*mut ServiceHealthRow> {
 
 #[inline(always)]
 pub fn service_limits_at(service: u32) -> Option<&'static ServiceLimitsRow> {
-    SERVICES.get(service).map(|row| &row.limits)
+    // SAFETY: a part of a row inside the map, of which the rest is changed by others.
+    SERVICES
+        .get_ptr(service)
+        .map(|row| unsafe { &*addr_of!((*row).limits) })
 }
 
 #[inline(always)]

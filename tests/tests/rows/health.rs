@@ -155,11 +155,11 @@ impl Pair {
         };
         Ok(world.tables().backend_health.put(self.id(which), row)?)
     }
-    fn failures(&self, world: &World, which: u32) -> anyhow::Result<BackendFailuresRow> {
+    pub(super) fn failures(&self, world: &World, which: u32) -> anyhow::Result<BackendFailuresRow> {
         let rows = world.datapath().array::<BackendFailuresRow>()?;
         Ok(rows.get(self.id(which)))
     }
-    fn service_health(&self, world: &World) -> anyhow::Result<ServiceHealthRow> {
+    pub(super) fn service_health(&self, world: &World) -> anyhow::Result<ServiceHealthRow> {
         let rows = world.datapath().array::<ServiceHealthRow>()?;
         Ok(rows.get(self.service))
     }

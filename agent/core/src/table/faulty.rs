@@ -24,13 +24,15 @@ struct Plan {
 /// A table whose writes fail as [`Faults`] say; a failed write changes nothing.
 pub struct FaultyTable<K, V> {
     inner: Table<K, V>,
+    /// Which of [`Tables`] it is; several can be parts of one map.
+    table: &'static str,
     faults: Faults,
 }
 
 impl<K, V> fmt::Debug for FaultyTable<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FaultyTable")
-            .field("name", &self.inner.name())
+            .field("table", &self.table)
             .field("faults", &self.faults)
             .finish()
     }
@@ -54,7 +56,7 @@ impl Faults {
         self.plan().script.extend(script);
     }
 
-    /// Every write to the table of this name fails; `None` ends it.
+    /// Every write to this one of [`Tables`] fails, by its field's name; `None` ends it.
     pub fn break_table(&self, name: Option<&'static str>) {
         self.plan().broken = name;
     }
@@ -63,21 +65,26 @@ impl Faults {
     #[must_use]
     pub fn tables(&self, tables: Tables) -> Tables {
         Tables {
-            frontends4: self.table(tables.frontends4),
-            frontends6: self.table(tables.frontends6),
-            rings: self.table(tables.rings),
-            slots: self.table(tables.slots),
-            backends: self.table(tables.backends),
-            backend_health: self.table(tables.backend_health),
-            backend_failures: self.table(tables.backend_failures),
-            service_health: self.table(tables.service_health),
-            service_limits: self.table(tables.service_limits),
+            frontends4: self.table("frontends4", tables.frontends4),
+            frontends6: self.table("frontends6", tables.frontends6),
+            rings: self.table("rings", tables.rings),
+            slots: self.table("slots", tables.slots),
+            backends: self.table("backends", tables.backends),
+            backend_health: self.table("backend_health", tables.backend_health),
+            backend_failures: self.table("backend_failures", tables.backend_failures),
+            service_health: self.table("service_health", tables.service_health),
+            service_limits: self.table("service_limits", tables.service_limits),
         }
     }
 
-    fn table<K: 'static, V: 'static>(&self, inner: Table<K, V>) -> Table<K, V> {
+    fn table<K: 'static, V: 'static>(
+        &self,
+        table: &'static str,
+        inner: Table<K, V>,
+    ) -> Table<K, V> {
         Box::new(FaultyTable {
             inner,
+            table,
             faults: self.clone(),
         })
     }
@@ -119,11 +126,11 @@ impl<K, V> TableBackend<K, V> for FaultyTable<K, V> {
         self.inner.capacity()
     }
     fn put(&mut self, key: K, value: V) -> Result<(), TableError> {
-        self.faults.strike(self.inner.name(), "put")?;
+        self.faults.strike(self.table, "put")?;
         self.inner.put(key, value)
     }
     fn remove(&mut self, key: K) -> Result<(), TableError> {
-        self.faults.strike(self.inner.name(), "remove")?;
+        self.faults.strike(self.table, "remove")?;
         self.inner.remove(key)
     }
     fn for_each(&self, visit: &mut dyn FnMut(K, V)) -> Result<(), TableError> {

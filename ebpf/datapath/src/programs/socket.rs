@@ -15,7 +15,7 @@ use isthmus_abi::{
     Counter, NetPort, SOCKET_VERSION, ScopeProtocol, SocketRow, SpillKey, socket_slot, socket_tag,
 };
 
-use isthmus_datapath::{Fate, difference, fate};
+use isthmus_datapath::{CLOSE, Fate, difference, fate};
 
 use super::flow;
 use super::health;
@@ -43,8 +43,6 @@ const POINTER: usize = 1;
 
 /// `IPPROTO_UDP`.
 const UDP: u16 = 17;
-/// `TCP_CLOSE` (net/tcp_states.h).
-const CLOSE: u8 = 7;
 /// `TCP_SYN_SENT`.
 const SYN_SENT: u8 = 2;
 
@@ -551,7 +549,7 @@ pub fn note_end(socket: *const c_void) {
         let address = read_volatile(addr_of!((*row).backend_address));
         let port = read_volatile(addr_of!((*row).backend_port));
         if same
-            && fate(sock.state(), sock.heard()) == Fate::Established
+            && fate(sock.state(), sock.heard(), false) == Fate::Established
             && sock.peer_is(&address, port)
         {
             health::note_end(

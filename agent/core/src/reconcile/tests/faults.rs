@@ -301,7 +301,7 @@ fn is_marked(world: &World, service: &str) -> bool {
 fn a_port_that_a_fault_keeps_out_is_not_refused() {
     let ports: [(&str, u16); 2] = [("http", 80), ("metrics", 81)];
     let two = || service_with("a", Affinity::None, &ports);
-    for broken in ["backends", "slots", "services", "frontends4"] {
+    for broken in ["backends", "slots", "rings", "frontends4"] {
         let mut world = filled(SIZES);
         assert!(is_marked(&world, "a"));
         world.faults.break_table(Some(broken));

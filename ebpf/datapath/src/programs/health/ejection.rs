@@ -8,7 +8,7 @@ use isthmus_abi::{
 };
 use isthmus_datapath::{
     FIRST_EJECTION, Judgement, Stance, WEIGHT_FAILED, WEIGHT_UNANSWERED, add_failure, back_off,
-    has_vote, judge_run, stance,
+    has_vote, is_live, judge_run, stance,
 };
 
 use super::trial::fail_trial;
@@ -17,8 +17,8 @@ use super::{NONE, TRIES, change, clock, random, service_standing, state_of};
 use crate::atomic;
 use crate::event::{About, tell, tell_seldom};
 use crate::maps::{
-    BACKEND_FAILURES, SETTINGS, WATCHES, backend_health_at, count, ring_at, service_health_at,
-    service_limits_at,
+    BACKEND_FAILURES, SETTINGS, WATCHES, backend_at, backend_health_at, count, ring_at,
+    service_health_at, service_limits_at,
 };
 
 /// A connect that failed, and may count against its backend.
@@ -240,6 +240,12 @@ fn disbelieve(failure: &Failure) -> bool {
         before
     };
     if before == 0 || before == failure.id.wrapping_add(1) {
+        return false;
+    }
+    // Of a backend that is gone nothing can be proven any more: its death was no trouble of the client's.
+    let stands =
+        backend_at(before.wrapping_sub(1)).is_some_and(|backend| is_live(backend, failure.service));
+    if !stands {
         return false;
     }
     if let Some(row) = service_health_at(failure.service) {

@@ -3,7 +3,7 @@
 use core::ptr::{addr_of, addr_of_mut, read_volatile};
 
 use isthmus_abi::{BackendHealthRow, EventKind, FailureCause, HealthState, watch_slot};
-use isthmus_datapath::{Fate, TRIAL, back_off, fate, has_vote};
+use isthmus_datapath::{CLOSE, Fate, TRIAL, back_off, fate, has_vote};
 
 use super::{CLAIMED, Request, change, is_closed, random, service_standing};
 use crate::atomic;
@@ -61,12 +61,17 @@ pub(super) fn join_trial(
     let fate = match WATCHES.get_ptr(watch_slot(seen.mark() & 63, request.service)) {
         // SAFETY: words of a map's row; a torn read is found out by the cookie.
         Some(watch) => unsafe {
-            let ours = read_volatile(addr_of!((*watch).backend)) == request.drawn
-                && read_volatile(addr_of!((*watch).service)) == request.service;
+            let socket = atomic::load(addr_of!((*watch).socket));
+            // Else the trial is between draw and watch: what is there is of an earlier connect. Or another CPU has taken the
+            // watch out, and draws the conclusions.
+            let ours = socket != 0
+                && read_volatile(addr_of!((*watch).backend)) == request.drawn
+                && read_volatile(addr_of!((*watch).service)) == request.service
+                && read_volatile(addr_of!((*watch).since)) + TRIAL >= seen.time();
             if ours {
                 look(
                     request.drawn,
-                    atomic::load(addr_of!((*watch).socket)),
+                    socket,
                     read_volatile(addr_of!((*watch).cookie)),
                     atomic::load(addr_of!((*watch).ended)),
                 )
@@ -81,7 +86,6 @@ pub(super) fn join_trial(
             readmit(request.drawn, health, seen, request.service);
             true
         }
-        // It may be on its way between draw and watch.
         Fate::Waiting if !over => false,
         Fate::Waiting => {
             fail_trial(
@@ -115,11 +119,13 @@ pub(super) fn look(backend: u32, socket: u64, cookie: u64, ended: u64) -> Fate {
     if sock.cookie() != cookie {
         return Fate::Gone;
     }
-    let seen = fate(sock.state(), sock.heard());
+    let state = sock.state();
+    let seen = fate(state, sock.heard(), sock.is_busy());
     let Some(row) = backend_at(backend) else {
         return Fate::Gone;
     };
-    let there = sock.peer_is(&row.address, row.port);
+    // One that has not left `CLOSE` has no peer yet.
+    let there = (seen == Fate::Waiting && state == CLOSE) || sock.peer_is(&row.address, row.port);
     if !there || sock.cookie() != cookie {
         return Fate::Gone;
     }

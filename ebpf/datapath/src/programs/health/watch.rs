@@ -9,7 +9,7 @@ use isthmus_datapath::{Fate, Stance, TRIAL, stance};
 
 use super::super::socket;
 use super::trial::{fail_trial, look, readmit};
-use super::{CLAIMED, Request, change, state_of};
+use super::{CLAIMED, Request, TRIES, change, state_of};
 use crate::atomic;
 use crate::event::{About, tell};
 use crate::maps::{BACKEND_FAILURES, WATCHES, backend_at, backend_health_at, service_health_at};
@@ -171,11 +171,7 @@ pub(super) fn watch(ctx: &SockAddrContext, request: &mut Request, chosen: u32) -
     };
     // SAFETY: an aligned word of a map's row, taken by exchange.
     unsafe {
-        let seen = atomic::load(addr_of!((*row).socket));
-        if seen == CLAIMED || (seen != 0 && request.trial == 0) {
-            return 0;
-        }
-        if !atomic::exchange_if(addr_of_mut!((*row).socket), seen, CLAIMED) {
+        if !claim(addr_of_mut!((*row).socket), request.trial != 0) {
             return 0;
         }
         let generation = backend_at(chosen).map_or(0, |backend| backend.generation);
@@ -194,6 +190,26 @@ pub(super) fn watch(ctx: &SockAddrContext, request: &mut Request, chosen: u32) -
         write_volatile(addr_of_mut!((*row).socket), socket as u64);
     }
     0
+}
+
+/// Takes a watch to write it. One that nobody sees could not succeed: so a trial tries again where another CPU is at it.
+///
+/// # Safety
+/// `socket` is an aligned word of a map's row.
+#[inline(always)]
+unsafe fn claim(socket: *mut u64, trial: bool) -> bool {
+    for _ in 0..TRIES {
+        // SAFETY: the caller's promise.
+        let seen = unsafe { atomic::load(socket) };
+        if seen != 0 && !trial {
+            return false;
+        }
+        // SAFETY: as above.
+        if seen != CLAIMED && unsafe { atomic::exchange_if(socket, seen, CLAIMED) } {
+            return true;
+        }
+    }
+    false
 }
 
 /// Notes that a watched socket of this client at the service was closed established.

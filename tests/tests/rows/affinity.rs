@@ -233,7 +233,7 @@ pub fn rows() -> Vec<Row> {
         ),
         row("namespaces are clients of their own", clients),
         row(
-            "the map full: who comes back is kept, who stays away drawn anew",
+            "the map full: who comes back is kept, who came once is forgotten",
             full,
         ),
     ]);
@@ -455,8 +455,9 @@ fn another(client: u64) -> (AffinityKey, AffinityRow) {
     (key, row)
 }
 
-/// Three times as many other clients as the map has rows come, each once. A client that comes back meanwhile is kept; one that
-/// does not is forgotten, and drawn anew when it comes.
+/// Three times as many other clients as the map has rows come, each once: the first of them are forgotten. A client that comes back
+/// meanwhile is kept. One that stays away for so long is served, whether it is remembered or not: on Linux 6.1 and 6.12 a row that was
+/// looked up outlives those that never were.
 fn full(world: &mut World) -> anyhow::Result<()> {
     const OTHERS: u64 = 3 * SIZES.affinity as u64;
     // Between two visits of the client: fewer than half of the rows.
@@ -490,10 +491,6 @@ fn full(world: &mut World) -> anyhow::Result<()> {
         !clients.contains(&(OTHER_SERVICE, idle))
             && clients.contains(&(OTHER_SERVICE, idle + OTHERS - 1)),
         "the first of the others stays, or the last does not"
-    );
-    ensure!(
-        scene.rows(world)?.len() == 1,
-        "who stayed away is remembered"
     );
     visitor.comes_again()?;
     ensure!(scene.rows(world)?.len() == 2);

@@ -18,8 +18,10 @@ use super::Row;
 use super::connect::{Kind, connect, open, peer};
 use super::world::{SERVICE_PORT, SERVICE4, SERVICE6, World};
 
-/// Programs of ABI 2, built from this repository when that was current.
-const ABI_2: &[u8] = include_bytes!("../../fixtures/datapath-abi2.o");
+/// The ABI before this one, and its programs, built from this repository when it was current.
+const ABI: u32 = 3;
+const OBJECT: &[u8] = include_bytes!("../../fixtures/datapath-abi3.o");
+const HOOKS: usize = 11;
 
 /// Enough that some meet in one row of `sockets`, and the older ones' records move to the hash.
 const CROWD: usize = 3000;
@@ -32,7 +34,7 @@ pub fn rows() -> Vec<Row> {
     )]
 }
 
-/// A socket that was connected under ABI 2.
+/// A socket that was connected under it.
 struct Old {
     kind: Kind,
     socket: Socket,
@@ -44,10 +46,10 @@ fn upgrade(world: &mut World) -> anyhow::Result<()> {
     world.stop()?;
     let config = world.config();
     let cgroup = config.cgroup.context("the rows' cgroup")?;
-    let earlier = Earlier::attach(ABI_2, 2, &config.bpffs, &cgroup)?;
+    let earlier = Earlier::attach(OBJECT, ABI, &config.bpffs, &cgroup)?;
     fill(&earlier, world)?;
     let links = earlier.links().to_vec();
-    ensure!(links.len() == 7, "ABI 2 had seven hooks: {links:?}");
+    ensure!(links.len() == HOOKS, "not all hooks: {links:?}");
     let old = connect_all(world)?;
     let crowd = (0..CROWD)
         .map(|_| {
@@ -68,7 +70,7 @@ fn upgrade(world: &mut World) -> anyhow::Result<()> {
     let left = std::fs::read_dir(config.bpffs)?.flatten();
     let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
     ensure!(
-        left.iter().all(|name| name != "v2-earlier"),
+        left.iter().all(|name| *name != *format!("v{ABI}-earlier")),
         "its maps stay: {left:?}"
     );
     carry(old)?;
@@ -92,7 +94,7 @@ fn connect_all(world: &World) -> anyhow::Result<Vec<Old>> {
             }
             let socket = open(kind, protocol)?;
             connect(&socket, kind, kind.service())
-                .with_context(|| format!("{protocol} {kind:?} under ABI 2"))?;
+                .with_context(|| format!("{protocol} {kind:?} under ABI {ABI}"))?;
             socket.set_nonblocking(false)?;
             let backend = match kind {
                 Kind::V6 => world.backend6,
@@ -117,7 +119,7 @@ fn expect_remembered(old: &[Old], crowd: &[Socket]) -> anyhow::Result<()> {
         let (seen, service) = (peer(socket)?, kind.service());
         ensure!(
             seen == service,
-            "{kind:?} of ABI 2 sees {seen}, not {service}"
+            "{kind:?} of ABI {ABI} sees {seen}, not {service}"
         );
     }
     let service = SocketAddr::from((SERVICE4, SERVICE_PORT));
@@ -133,7 +135,7 @@ fn expect_remembered(old: &[Old], crowd: &[Socket]) -> anyhow::Result<()> {
 
 sockopt_impl!(Cookie, GetOnly, libc::SOL_SOCKET, libc::SO_COOKIE, u64);
 
-/// Some of these sockets' records stand in the hash, where ABI 2 put them.
+/// Some of these sockets' records stand in the hash, where that ABI put them.
 fn expect_spilled(world: &World, crowd: &[Socket]) -> anyhow::Result<()> {
     let cookies = crowd
         .iter()
@@ -186,11 +188,11 @@ fn carry(old: Vec<Old>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The rows' services, of one backend each, as ABI 2 has them.
+/// The rows' services, of one backend each, as that ABI has them.
 fn fill(earlier: &Earlier, world: &World) -> anyhow::Result<()> {
     let (v4, v6) = (world.backend4, world.backend6);
     let settings = isthmus_abi::Settings {
-        abi_version: 2,
+        abi_version: ABI,
         refuse_errno: 111,
         client_default: isthmus_abi::client::TRANSLATE,
         client_rows: 0,
@@ -209,11 +211,10 @@ fn fill(earlier: &Earlier, world: &World) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Protocols as ABI 2 numbers them.
-const TCP: u16 = 1;
-const UDP: u16 = 2;
+/// Protocols as it numbers them.
+const TCP: u16 = 6;
+const UDP: u16 = 17;
 
-/// A ring's word has eight bits of tiers there.
 fn fill_service(
     earlier: &Earlier,
     address: IpAddr,

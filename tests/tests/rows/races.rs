@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::sync::Barrier;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use isthmus_abi::{BackendFailuresRow, HealthState, Ring, Slot, health_kind};
@@ -90,6 +91,13 @@ fn one_trial(world: &mut World) -> anyhow::Result<()> {
         pair.set_state(world, Pair::DEAD, HealthState::ejected(1, 3))?;
         let refused = together(&pair, MANY / THREADS)?;
         ensure!(refused == 1, "{refused} trials in round {round}");
+        // One that another CPU kept from being watched is over after its time, when the next connect looks.
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while pair.state(world, Pair::DEAD)?.kind() == health_kind::TRIAL
+            && Instant::now() < deadline
+        {
+            ensure!(pair.connects(Kind::V4, 1)? == 0, "a trial beside a trial");
+        }
         let state = pair.state(world, Pair::DEAD)?;
         ensure!(
             state.kind() == health_kind::EJECTED && state.doublings() == 4,

@@ -169,21 +169,24 @@ pub(super) fn watch(ctx: &SockAddrContext, request: &mut Request, chosen: u32) -
     let Some(row) = WATCHES.get_ptr_mut(watch_slot(request.mark & 63, request.service)) else {
         return 0;
     };
+    // All that takes time comes before the claim, so that a trial on another CPU finds the watch free again.
+    let generation = backend_at(chosen).map_or(0, |backend| backend.generation);
+    // SAFETY: the helper takes this program type's context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) };
+    let socket = socket::of_context(ctx);
     // SAFETY: an aligned word of a map's row, taken by exchange.
     unsafe {
         if !claim(addr_of_mut!((*row).socket), request.trial != 0) {
             return 0;
         }
-        let generation = backend_at(chosen).map_or(0, |backend| backend.generation);
         if (*row).service != request.service {
             (*row).failed_at = 0;
         }
-        (*row).cookie = bpf_get_socket_cookie(ctx.sock_addr.cast());
+        (*row).cookie = cookie;
         (*row).since = request.now;
         (*row).service = request.service;
         (*row).backend = chosen;
         (*row).generation = generation;
-        let socket = socket::of_context(ctx);
         (*row).ended = 0;
         request.watched = 1;
         // What was a pointer is a number when it is read back.

@@ -110,7 +110,11 @@ pub(super) fn backend_health(
             _ => None,
         },
         until_seconds: row.is_out().then(|| apart(now, time)),
-        doublings: row.state.doublings(),
+        doublings: if row.is_out() {
+            row.state.doublings()
+        } else {
+            0
+        },
         failures: Some(failure_counts(&row.failures, &forgiven)),
     }
 }

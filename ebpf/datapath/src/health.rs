@@ -297,6 +297,22 @@ mod tests {
     }
 
     #[test]
+    fn a_suspect_backend_waits_for_the_connect_that_was_let_through() {
+        let (since, now) = (70_000, 80_000);
+        let suspect = HealthState::suspect(since);
+        assert!(!suspect.is_probed(now));
+        let probed = suspect.probed(now);
+        assert_eq!((probed.kind(), probed.time()), (1, since));
+        assert!(probed.is_probed(now) && probed.is_probed(now + ticks(95)));
+        assert!(!probed.is_probed(now + ticks(110)));
+        // The next one is let through, and the one after it waits again.
+        let again = probed.probed(now + ticks(110));
+        assert!(again.is_probed(now + ticks(120)));
+        assert_eq!(again.time(), since);
+        assert_eq!(stance(probed, now), Stance::Suspect);
+    }
+
+    #[test]
     fn fates_follow_the_sockets_state() {
         for (state, heard, busy, wanted) in [
             (1, false, false, Fate::Established),

@@ -172,9 +172,13 @@ fn death(lab: &Lab, traffic: &mut Traffic, pod: &str, way: Way) -> Result<Death>
     ensure!(warm.failed() == 0, "failures before the death: {warm:?}");
     let begin = Instant::now();
     way.begin(&pod)?;
-    wait_for("the backend is left out", DEADLINE, || {
+    let left_out = wait_for("the backend is left out", DEADLINE, || {
         Ok(health.backend(at)?.is_out().then_some(()))
-    })?;
+    });
+    if let Err(error) = left_out {
+        let (kernel, report) = (health.backend(at)?, traffic.pause()?);
+        return Err(error.context(format!("{kernel:?} {report:?}")));
+    }
     let out = begin.elapsed();
     std::thread::sleep(STRETCH);
     let report = traffic.pause()?;

@@ -5,7 +5,8 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use isthmus_abi::{BackendFailuresRow, HealthState, Ring, Slot, health_kind};
+use isthmus_abi::{BackendFailuresRow, HealthState, Ring, Slot, TICK_SHIFT, health_kind, ticks};
+use isthmus_agent::datapath::clock;
 use isthmus_core::model::Protocol;
 
 use super::Row;
@@ -27,6 +28,10 @@ pub fn rows() -> Vec<Row> {
             one_ejection,
         ),
         row("due on several CPUs at once: one trial", one_trial),
+        row(
+            "suspect: one connect at a time, unless there is no other",
+            probe,
+        ),
         row(
             "a failure at a backend that is gone is no sign of one's own trouble",
             gone,
@@ -105,6 +110,32 @@ fn one_trial(world: &mut World) -> anyhow::Result<()> {
         );
     }
     ensure!(pair.service_health(world)?.ejected_total == 0);
+    Ok(())
+}
+
+fn probe(world: &mut World) -> anyhow::Result<()> {
+    let pair = Pair::new(world, Kind::V4)?;
+    pair.prove(world, Kind::V4)?;
+    let now = clock() >> TICK_SHIFT;
+    let probed = HealthState::suspect(now).probed(now);
+    pair.set_state(world, Pair::DEAD, probed)?;
+    for nth in 0..MANY {
+        let refused = pair.connects(Kind::V4, 1)?;
+        if clock() >> TICK_SHIFT >= now + ticks(90) {
+            println!("    after {nth} connects");
+            break;
+        }
+        ensure!(refused == 0, "connect {nth} went to the one that waits");
+    }
+    let dead = pair.id(Pair::DEAD);
+    world
+        .tables()
+        .rings
+        .put(pair.service(), Ring::new(dead, 1, 1))?;
+    let now = clock() >> TICK_SHIFT;
+    pair.set_state(world, Pair::DEAD, HealthState::suspect(now).probed(now))?;
+    ensure!(pair.connects(Kind::V4, 1)? == 1, "it was not taken");
+    ensure!(pair.service_health(world)?.all_ejected == 0);
     Ok(())
 }
 

@@ -279,7 +279,10 @@ impl BackendHealth {
             word: format!("{:016x}", row.health_word),
             state,
             time_seconds: (state != HealthState::Healthy).then(|| Seconds::new(time())),
-            doublings: word.doublings(),
+            doublings: match state {
+                HealthState::Ejected | HealthState::Trial => word.doublings(),
+                _ => 0,
+            },
             client: (state == HealthState::Trial).then(|| word.mark()),
             failures: row.failures.unwrap_or_default().into(),
             score: row.score,

@@ -14,7 +14,7 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get
 use aya_ebpf::programs::SockAddrContext;
 use isthmus_abi::{
     BackendHealthRow, Counter, EPOCH_SHIFT, EventKind, HealthState, Ring, TICK_SHIFT, client_mark,
-    service_flags,
+    health_kind, service_flags,
 };
 use isthmus_datapath::{Stance, has_vote, stance, standing};
 
@@ -144,7 +144,9 @@ pub fn choose(ctx: &SockAddrContext, request: &mut Request) -> u32 {
     if !may_take(request) {
         chosen = walk(request);
         if chosen == NONE {
-            fall_open(request.service);
+            if !is_suspect(drawn) {
+                fall_open(request.service);
+            }
             chosen = drawn;
         }
     }
@@ -169,6 +171,12 @@ pub fn may_try(ctx: &SockAddrContext, service: u32, backend: u32) -> bool {
     let mark = client_mark(unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) });
     let bit = 1 << (mark & 63);
     has_vote(service_standing(service, epoch), bit) && !is_closed(backend, bit, now)
+}
+
+/// One that is suspect is left for want of news only: where there is no other, it is taken all the same.
+#[inline(always)]
+fn is_suspect(backend: u32) -> bool {
+    backend_health_at(backend).is_some_and(|health| state_of(health).kind() == health_kind::SUSPECT)
 }
 
 /// Every backend of every tier is out: belief never refuses, so the first draw stands.
@@ -196,7 +204,11 @@ fn may_take(request: &mut Request) -> bool {
     }
     match stance(state, request.now) {
         Stance::Open => true,
-        Stance::Suspect => !is_closed(request.drawn, request.bit(), request.now),
+        Stance::Suspect => {
+            !is_closed(request.drawn, request.bit(), request.now)
+                && (!state.is_probed(request.now)
+                    && change(health, state, state.probed(request.now)))
+        }
         Stance::Ejected => false,
         Stance::Due => begin_trial(request, health, state),
         Stance::Trial => join_trial(request, health, state),

@@ -32,18 +32,16 @@ const STRETCH: Duration = Duration::from_millis(300);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Way {
     Closed,
-    Unreachable,
     Hole,
     Stopped,
 }
 
 impl Way {
-    const ALL: [Self; 4] = [Self::Closed, Self::Unreachable, Self::Hole, Self::Stopped];
+    const ALL: [Self; 3] = [Self::Closed, Self::Hole, Self::Stopped];
 
     fn name(self) -> &'static str {
         match self {
             Self::Closed => "its port resets",
-            Self::Unreachable => "its host is unreachable (ICMP)",
             Self::Hole => "its packets vanish",
             Self::Stopped => "it accepts no more, its queue full",
         }
@@ -63,7 +61,6 @@ impl Way {
     fn begin(self, pod: &Pod<'_>) -> Result<()> {
         let verdict = match self {
             Self::Closed => "reject with tcp reset",
-            Self::Unreachable => "reject with icmpx type host-unreachable",
             Self::Hole => "drop",
             Self::Stopped => return pod.signal_server(Signal::SIGSTOP),
         };

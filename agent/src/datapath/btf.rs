@@ -137,7 +137,9 @@ impl<'a> Types<'a> {
     fn path(&self, mut id: u32, path: &str) -> Option<u32> {
         let mut place = 0;
         for name in path.split('.') {
-            let (offset, kind) = self.member(id, name, 0)?;
+            // No name would find what is anonymous.
+            let named = Some(name).filter(|name| !name.is_empty())?;
+            let (offset, kind) = self.member(id, named, 0)?;
             place += offset;
             id = *self.defined.get(&kind).unwrap_or(&kind);
         }

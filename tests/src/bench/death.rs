@@ -32,7 +32,7 @@ const P99: f64 = 5.0;
 pub(super) const PORT: u16 = 8080;
 pub(super) const ADDRESS: &str = "10.96.0.10:80";
 pub(super) const SERVICE: &str = "bench/backend";
-pub(super) const MANIFEST: &str = "apiVersion: v1
+const MANIFEST: &str = "apiVersion: v1
 kind: Service
 metadata:
   name: backend
@@ -72,13 +72,7 @@ struct Peer {
 
 pub fn run(batches: Option<usize>) -> Result<Sheet> {
     let kills = batches.unwrap_or(KILLS).max(2);
-    let lab = Lab::build("bench", &spec(), Programs::beside_this_one()?)?;
-    for cluster in lab.clusters() {
-        cluster.manifests().write("service.yaml", MANIFEST)?;
-    }
-    lab.start()?;
-    let node = lab.node("east-1")?;
-    wait_for_backends(node, BACKENDS)?;
+    let lab = stage()?;
     let client = |target| -> Result<Traffic> {
         let requests = Requests::to(&format!("{target}={SERVICE}"))?.workers(WORKERS);
         lab.pod("east/client")?.traffic(&requests.timed())
@@ -98,6 +92,17 @@ pub fn run(batches: Option<usize>) -> Result<Sheet> {
     theirs.stop()?;
     lab.down()?;
     Ok(sheet(&deaths, &peers))
+}
+
+/// A lab with the service and all of its backends.
+pub(super) fn stage() -> Result<Lab> {
+    let lab = Lab::build("bench", &spec(), Programs::beside_this_one()?)?;
+    for cluster in lab.clusters() {
+        cluster.manifests().write("service.yaml", MANIFEST)?;
+    }
+    lab.start()?;
+    wait_for_backends(lab.node("east-1")?, BACKENDS)?;
+    Ok(lab)
 }
 
 fn sheet(deaths: &[Death], peers: &[Peer]) -> Sheet {
@@ -330,7 +335,7 @@ pub(super) fn backend(number: usize) -> String {
     format!("{}/backend-{}", CLUSTERS[number / half], number % half + 1)
 }
 
-pub(super) fn spec() -> LabSpec {
+fn spec() -> LabSpec {
     let pod = |name: &str, count, serves| PodSpec {
         name: name.to_owned(),
         count,

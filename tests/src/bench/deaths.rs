@@ -6,14 +6,13 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::death::{ADDRESS, BACKENDS, MANIFEST, PORT, SERVICE, backend, spec, wait_for_backends};
+use super::death::{ADDRESS, BACKENDS, PORT, SERVICE, backend, stage, wait_for_backends};
 use super::sheet::{Row, Sheet, Unit};
 use super::stats::{Estimate, quantile, quantile_estimate};
 use crate::client::{BROKEN_OFF, NO_ANSWER};
 use crate::lab::Lab;
 use crate::manifests::PodStatus;
 use crate::pod::Pod;
-use crate::process::Programs;
 use crate::traffic::{Requests, Traffic};
 use crate::wait::wait_for;
 
@@ -86,13 +85,7 @@ struct Death {
 
 pub fn run(batches: Option<usize>) -> Result<Sheet> {
     let deaths = batches.unwrap_or(DEATHS).max(2);
-    let lab = Lab::build("bench", &spec(), Programs::beside_this_one()?)?;
-    for cluster in lab.clusters() {
-        cluster.manifests().write("service.yaml", MANIFEST)?;
-    }
-    lab.start()?;
-    let node = lab.node("east-1")?;
-    wait_for_backends(node, BACKENDS)?;
+    let lab = stage()?;
     let client = lab.pod("east/client")?;
     client
         .netns()

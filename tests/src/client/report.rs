@@ -174,6 +174,8 @@ impl Outcome {
             // The client's own patience has no errno.
             ErrorKind::TimedOut if error.raw_os_error().is_none() => GIVEN_UP.to_owned(),
             ErrorKind::TimedOut => TIMED_OUT.to_owned(),
+            // A reset of what is not established is a refusal: this was, and was reset before the client looked.
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => BROKEN_OFF.to_owned(),
             _ => named(error),
         })
     }
@@ -201,4 +203,32 @@ impl Outcome {
 fn named(error: &std::io::Error) -> String {
     let errno = error.raw_os_error().map(nix::errno::Errno::from_raw);
     errno.map_or_else(|| error.to_string(), |errno| errno.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Error;
+
+    use nix::libc;
+
+    use super::*;
+
+    #[test]
+    fn a_connect_s_error_tells_what_became_of_it() {
+        for (errno, wanted) in [
+            (libc::ECONNREFUSED, REFUSED),
+            (libc::ETIMEDOUT, TIMED_OUT),
+            (libc::ECONNRESET, BROKEN_OFF),
+            (libc::EPIPE, BROKEN_OFF),
+        ] {
+            let told = Outcome::unconnected(&Error::from_raw_os_error(errno));
+            assert!(
+                matches!(told, Outcome::Failure(how) if how == wanted),
+                "{errno}"
+            );
+        }
+        let patience = Error::from(ErrorKind::TimedOut);
+        let told = Outcome::unconnected(&patience);
+        assert!(matches!(told, Outcome::Failure(how) if how == GIVEN_UP));
+    }
 }

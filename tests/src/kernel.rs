@@ -83,19 +83,6 @@ pub fn bpftool(arguments: &[&str]) -> Result<Value> {
     }
 }
 
-/// How often the kernel did not run a program of ours for a failed connect, because it had put one aside on the same CPU.
-pub fn missed_failures() -> Result<u64> {
-    const PROGRAMS: [&str; 2] = ["inet_sk_error_r", "tcp_retransmit_"];
-    let programs = bpftool(&["prog", "show"])?;
-    let ours = programs.as_array().into_iter().flatten().filter(|program| {
-        let name = program["name"].as_str().unwrap_or_default();
-        PROGRAMS.iter().any(|ours| name.starts_with(ours))
-    });
-    Ok(ours
-        .filter_map(|program| program["recursion_misses"].as_u64())
-        .sum())
-}
-
 /// The bytes of a map's row.
 pub fn map_row(map: u32, key: &[u8]) -> Result<Vec<u8>> {
     let map = map.to_string();

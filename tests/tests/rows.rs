@@ -26,6 +26,8 @@ mod numbers;
 mod orphans;
 #[path = "rows/races.rs"]
 mod races;
+#[path = "rows/taken.rs"]
+mod taken;
 #[path = "rows/world.rs"]
 mod world;
 
@@ -81,6 +83,7 @@ fn run(filter: Option<&str>) -> anyhow::Result<usize> {
         .chain(orphans::rows())
         .chain(health::rows())
         .chain(races::rows())
+        .chain(taken::rows())
         .chain(events::rows())
         .chain(life::rows())
         .chain(earlier::rows())

@@ -17,7 +17,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/da
 /// A constant of the programs that holds the place of a member of a structure of the kernel's: constant, structure, member.
 type KernelMember = (&'static str, &'static str, &'static str);
 
-const KERNEL_MEMBERS: [KernelMember; 12] = [
+const KERNEL_MEMBERS: [KernelMember; 15] = [
     ("SKC_COOKIE", "sock_common", "skc_cookie"),
     ("SKC_STATE", "sock_common", "skc_state"),
     ("SKC_REFCNT", "sock_common", "skc_refcnt"),
@@ -26,16 +26,20 @@ const KERNEL_MEMBERS: [KernelMember; 12] = [
     ("SKC_DADDR", "sock_common", "skc_daddr"),
     ("SKC_V6_DADDR", "sock_common", "skc_v6_daddr"),
     ("SK_ERR", "sock", "sk_err"),
+    ("SK_ERR_SOFT", "sock", "sk_err_soft"),
     ("SK_OWNED", "sock", "sk_lock.owned"),
     ("SK_PROTOCOL", "sock", "sk_protocol"),
     ("SRTT_US", "tcp_sock", "srtt_us"),
     ("RCV_NXT", "tcp_sock", "rcv_nxt"),
+    ("SEGS_IN", "tcp_sock", "segs_in"),
+    ("RETRANSMITS", "inet_connection_sock", "icsk_retransmits"),
 ];
 /// Where the kernel has MPTCP.
-const MPTCP_MEMBERS: [KernelMember; 3] = [
+const MPTCP_MEMBERS: [KernelMember; 4] = [
     ("IS_MPTCP", "tcp_sock", "is_mptcp"),
     ("ULP_DATA", "inet_connection_sock", "icsk_ulp_data"),
     ("SUBFLOW_CONN", "mptcp_subflow_context", "conn"),
+    ("MPTCP_FIRST", "mptcp_sock", "first"),
 ];
 
 /// What programs must know of the kernel that they run on.

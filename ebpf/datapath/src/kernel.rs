@@ -31,6 +31,8 @@ offsets! {
     SKC_V6_DADDR,
     /// `sock.sk_err`, 4 bytes.
     SK_ERR,
+    /// `sock.sk_err_soft`, 4 bytes.
+    SK_ERR_SOFT,
     /// `sock.sk_lock.owned`, 4 bytes.
     SK_OWNED,
     /// `sock.sk_protocol`, 2 bytes.
@@ -39,12 +41,18 @@ offsets! {
     SRTT_US,
     /// `tcp_sock.rcv_nxt`, 4 bytes.
     RCV_NXT,
-    /// `tcp_sock.is_mptcp`, 1 byte; these three only where the kernel has MPTCP.
+    /// `tcp_sock.segs_in`, 4 bytes.
+    SEGS_IN,
+    /// `inet_connection_sock.icsk_retransmits`, 1 byte.
+    RETRANSMITS,
+    /// `tcp_sock.is_mptcp`, 1 byte; these four only where the kernel has MPTCP.
     IS_MPTCP,
     /// `inet_connection_sock.icsk_ulp_data`, a pointer: of a subflow, to its context.
     ULP_DATA,
     /// `mptcp_subflow_context.conn`, a pointer to the end that its program holds.
     SUBFLOW_CONN,
+    /// `mptcp_sock.first`, a pointer to the subflow by which it was connected.
+    MPTCP_FIRST,
 }
 
 const AF_INET: u16 = 2;
@@ -82,6 +90,11 @@ impl Sock {
         let context: u64 = peek(self.0, &ULP_DATA);
         Some(Self(peek(context, &SUBFLOW_CONN)))
     }
+    /// Of a whole connection: the subflow by which it was connected; 0 if that is gone.
+    #[inline(always)]
+    pub fn first(self) -> u64 {
+        peek(self.0, &MPTCP_FIRST)
+    }
     #[inline(always)]
     pub fn cookie(self) -> u64 {
         peek(self.0, &SKC_COOKIE)
@@ -105,6 +118,21 @@ impl Sock {
     #[inline(always)]
     pub fn error(self) -> u32 {
         peek(self.0, &SK_ERR)
+    }
+    /// What ICMP said while the kernel could not act on it.
+    #[inline(always)]
+    pub fn soft_error(self) -> u32 {
+        peek(self.0, &SK_ERR_SOFT)
+    }
+    /// How many segments a TCP socket was sent by its peer, whatever they said.
+    #[inline(always)]
+    pub fn segments(self) -> u32 {
+        peek(self.0, &SEGS_IN)
+    }
+    /// How often a TCP socket has sent the same again.
+    #[inline(always)]
+    pub fn retransmits(self) -> u8 {
+        peek(self.0, &RETRANSMITS)
     }
     /// Whether its owner is in the middle of a call, as `connect`, or an error waits for it, of which the kernel may be about to
     /// tell.

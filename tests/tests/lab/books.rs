@@ -4,7 +4,6 @@
 
 use isthmus_tests::client::{self, Report};
 use isthmus_tests::hostile::Account;
-use isthmus_tests::kernel::missed_failures;
 use isthmus_tests::{BackendCounts, KernelHealth, Node, ServiceCounts, Traffic};
 
 /// Opened while nothing is under way.
@@ -220,20 +219,7 @@ impl<'a> Ledger<'a> {
 impl Counted {
     /// The books balance: the kernel counted what all clients together tell, each kind for itself, and what it counted as no
     /// failure is what they say was established, abandoned, or never sent. Nothing may be under way.
-    ///
-    /// A failure for which the kernel says that it did not run our program is the only one that may be missing.
-    pub(crate) fn balance(mut self, name: &str, told: Told) {
-        let pairs = [
-            (&mut self.refused, told.refused),
-            (&mut self.unreachable, told.unreachable),
-            (&mut self.timed_out, told.timed_out),
-        ];
-        for (counted, told) in pairs {
-            let missing = told.saturating_sub(*counted);
-            if missing > 0 && missing <= missed_failures().unwrap() {
-                *counted = told;
-            }
-        }
+    pub(crate) fn balance(self, name: &str, told: Told) {
         assert_eq!(
             (
                 self.connects,

@@ -70,6 +70,11 @@ impl Kind {
         SocketAddr::new(ip, SERVICE_PORT)
     }
 
+    /// Of its TCP service.
+    pub fn index(self) -> u32 {
+        service_index(self, Protocol::Tcp)
+    }
+
     fn backend(self, world: &World) -> SocketAddr {
         match self {
             Self::V6 => world.backend6,

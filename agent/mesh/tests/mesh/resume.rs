@@ -60,8 +60,8 @@ async fn a_reconnect_costs_the_difference() {
     .await;
     to_west.cut(false);
     agent
-        .until("the difference", |agent| {
-            agent.held("west") == Some((2, 2000))
+        .until("the difference, to its end", |agent| {
+            agent.held("west") == Some((2, 2000)) && agent.peer("west").position == west.position()
         })
         .await;
     assert_eq!(begun(&west.served, Role::MeshServer), [1, 1, 0, 0, 0]);

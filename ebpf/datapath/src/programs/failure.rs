@@ -46,6 +46,7 @@ pub fn inet_sk_error_report(ctx: BtfTracePointContext) -> i32 {
             ECONNREFUSED => FailureCause::Refused,
             ENETUNREACH | EHOSTUNREACH => FailureCause::Unreachable,
             ETIMEDOUT => FailureCause::TimedOut,
+            0 if state == CLOSE => traced(sock),
             _ => return 0,
         },
         _ => return 0,
@@ -55,6 +56,22 @@ pub fn inet_sk_error_report(ctx: BtfTracePointContext) -> i32 {
         charge(row, cause, socket_tag::FAILED);
     }
     0
+}
+
+/// What ended a connect whose error is not there any more, by what else it left: the kernel wakes a socket's owner before it
+/// reports, and one that waits by `poll` may have taken the error by then, on another CPU; and an MPTCP connection takes its
+/// subflow's.
+///
+/// Who answers a SYN with a segment and does not connect, resets. ICMP comes before the kernel's time is up.
+#[inline(always)]
+fn traced(sock: Sock) -> FailureCause {
+    if sock.segments() != 0 {
+        FailureCause::Refused
+    } else if sock.soft_error() != 0 || sock.retransmits() == 0 {
+        FailureCause::Unreachable
+    } else {
+        FailureCause::TimedOut
+    }
 }
 
 #[btf_tracepoint(function = "tcp_retransmit_skb")]

@@ -43,8 +43,6 @@ const POINTER: usize = 1;
 
 /// `IPPROTO_UDP`.
 const UDP: u16 = 17;
-/// `TCP_SYN_SENT`.
-const SYN_SENT: u8 = 2;
 
 #[inline(always)]
 fn has_mptcp() -> bool {
@@ -508,7 +506,7 @@ pub fn reported(socket: *const c_void, tcp: bool) -> Option<*mut SocketRow> {
     if tcp && has_mptcp() {
         let own = number(socket)?;
         if let Some(whole) = Sock(own).whole() {
-            if whole.state() != SYN_SENT {
+            if whole.first() != own {
                 return None;
             }
             let distance = at.distance.wrapping_add(whole.0.wrapping_sub(own));

@@ -9,6 +9,7 @@ use bytes::{Buf, Bytes};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use isthmus_core::mesh::{Cluster, Guard, VERSION};
+use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 use tonic::codec::{DecodeBuf, Decoder};
 
@@ -24,7 +25,8 @@ fn cluster(name: &str, id: u16) -> Cluster {
     }
 }
 
-fn start(state_dir: &Path) -> Service {
+/// And its hub's task, which writes in the state directory at its end.
+fn start(state_dir: &Path) -> (Service, JoinHandle<()>) {
     let config = HubConfig {
         own: cluster("east", 1),
         node: "test".to_owned(),
@@ -37,13 +39,14 @@ fn start(state_dir: &Path) -> Service {
         state_dir: state_dir.to_owned(),
     };
     let shutdown = CancellationToken::new();
-    let (hub, _task) = hub::spawn(config, shutdown.clone()).unwrap();
-    Service {
+    let (hub, task) = hub::spawn(config, shutdown.clone()).unwrap();
+    let service = Service {
         hub,
         served: Arc::default(),
         tasks: TaskTracker::new(),
         shutdown,
-    }
+    };
+    (service, task)
 }
 
 /// Of a stream's first message, whatever its bytes.
@@ -75,7 +78,7 @@ fn request(hello: &ConsumerHello) -> Request<Streaming<WatchRequest>> {
 #[tokio::test]
 async fn who_hangs_up_between_the_verdict_and_the_stream_is_gone() {
     let state = tempfile::tempdir().unwrap();
-    let server = start(state.path());
+    let (server, task) = start(state.path());
     let mut audience = server.hub.audience();
     let hello = ConsumerHello {
         cluster: cluster("west", 2),
@@ -102,4 +105,6 @@ async fn who_hangs_up_between_the_verdict_and_the_stream_is_gone() {
     };
     let response = timeout(DEADLINE, server.watch(request(&other))).await;
     assert!(response.unwrap().is_ok());
+    server.shutdown.cancel();
+    task.await.unwrap();
 }

@@ -148,6 +148,29 @@ pub(crate) fn paths(certs: &Path, who: &str) -> TlsPaths {
     }
 }
 
+/// A task that writes in the world's directory: it ends first, or it would make that again.
+struct Task {
+    handle: JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+impl Task {
+    async fn end(&mut self) {
+        self.stop.cancel();
+        (&mut self.handle).await.unwrap();
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        let deadline = Instant::now() + DEADLINE;
+        while !self.handle.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 /// A mesh server, in this process.
 pub(crate) struct Mesh {
     own: Cluster,
@@ -159,11 +182,10 @@ pub(crate) struct Mesh {
     pub(crate) address: SocketAddr,
     pub(crate) hub: HubHandle,
     pub(crate) served: Arc<Served>,
-    stop: CancellationToken,
-    hub_stop: CancellationToken,
-    serving: JoinHandle<()>,
-    keeper: JoinHandle<()>,
-    hub_task: JoinHandle<()>,
+    serving: Task,
+    keeper: Task,
+    /// After those that tell it something.
+    hub_task: Task,
 }
 
 impl Mesh {
@@ -198,6 +220,10 @@ impl Mesh {
         let served = Arc::new(Served::default());
         let serving = server::serve(listen, hub.clone(), served.clone(), stop.child_token());
         let serving = tokio::spawn(async move { serving.await.unwrap() });
+        let task = |handle, stop: &CancellationToken| Task {
+            handle,
+            stop: stop.clone(),
+        };
         Self {
             own,
             home,
@@ -208,11 +234,9 @@ impl Mesh {
             address,
             hub,
             served,
-            stop,
-            hub_stop,
-            serving,
-            keeper,
-            hub_task,
+            serving: task(serving, &stop),
+            keeper: task(keeper, &stop),
+            hub_task: task(hub_task, &hub_stop),
         }
     }
 
@@ -325,12 +349,10 @@ impl Mesh {
         self.error(name)
     }
 
-    pub(crate) async fn stop(self) {
-        self.stop.cancel();
-        self.serving.await.unwrap();
-        self.keeper.await.unwrap();
-        self.hub_stop.cancel();
-        self.hub_task.await.unwrap();
+    pub(crate) async fn stop(mut self) {
+        for task in [&mut self.serving, &mut self.keeper, &mut self.hub_task] {
+            task.end().await;
+        }
     }
 
     pub(crate) async fn restart(self) -> Self {
@@ -356,8 +378,7 @@ impl Mesh {
 pub(crate) struct Agent {
     receiver: mpsc::Receiver<FeedEvent>,
     statuses: watch::Receiver<Arc<MeshStatus>>,
-    task: JoinHandle<()>,
-    stop: CancellationToken,
+    task: Task,
     held: BTreeMap<String, (Rows, bool, bool)>,
     pub(crate) events: Vec<FeedEvent>,
     /// Changes of rows that the feed told.
@@ -371,8 +392,10 @@ impl Agent {
         Self {
             receiver: running.events,
             statuses: running.status,
-            task: running.task,
-            stop,
+            task: Task {
+                handle: running.task,
+                stop,
+            },
             held: BTreeMap::new(),
             events: Vec::new(),
             rows_told: 0,
@@ -449,17 +472,16 @@ impl Agent {
 
     /// Until its state is written.
     pub(crate) async fn stop(mut self) {
-        self.stop.cancel();
+        self.task.stop.cancel();
         while let Some(event) = self.receiver.recv().await {
             self.apply(event);
         }
-        self.task.await.unwrap();
+        self.task.end().await;
     }
 
     /// Until its state is written, with nobody left who takes events.
-    pub(crate) async fn leave(self) {
+    pub(crate) async fn leave(mut self) {
         drop(self.receiver);
-        self.stop.cancel();
-        self.task.await.unwrap();
+        self.task.end().await;
     }
 }

@@ -28,6 +28,7 @@ pub mod hostile;
 pub mod kernel;
 mod lab;
 pub mod layout;
+pub mod leftovers;
 pub mod long;
 pub mod manifests;
 mod mesh;

@@ -11,6 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use crate::cgroup::Cgroup;
 use crate::host::{Host, drop_empty_pin_root};
 use crate::layout::PIN_ROOT;
+use crate::leftovers::sweep;
 use crate::netns::ip_batch;
 
 const CGROUP_PREFIX: &str = "isthmus-bench-";
@@ -36,7 +37,7 @@ impl Arena {
     /// Removes what killed benchmarks left.
     pub fn enter() -> Result<Self> {
         let host = Host::prepare()?;
-        sweep(&host.cgroup2)?;
+        sweep(&host.cgroup2, CGROUP_PREFIX, PIN_PREFIX)?;
         unshare(CloneFlags::CLONE_NEWNET).context("a network namespace of its own")?;
         prepare_namespace()?;
         let pid = std::process::id();
@@ -110,34 +111,4 @@ fn own_cgroup() -> Result<PathBuf> {
     Ok(path
         .context("this process is in no cgroup of version 2")?
         .into())
-}
-
-/// Removes cgroups, with all processes in them, and pins of benchmarks that are gone.
-fn sweep(cgroup2: &Path) -> Result<()> {
-    for cgroup in left(cgroup2, CGROUP_PREFIX)? {
-        let cgroup = Cgroup::new(cgroup);
-        cgroup.kill()?;
-        cgroup.remove()?;
-    }
-    for pins in left(Path::new(PIN_ROOT), PIN_PREFIX)? {
-        cleanup(&pins)?;
-    }
-    Ok(())
-}
-
-fn left(dir: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return Ok(Vec::new());
-    };
-    let gone = |path: &PathBuf| {
-        let name = path.file_name().and_then(|name| name.to_str());
-        let pid = name.and_then(|name| name.strip_prefix(prefix)?.parse::<u32>().ok());
-        pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
-    };
-    let paths = entries.map(|entry| Ok(entry?.path()));
-    Ok(paths
-        .collect::<Result<Vec<_>>>()?
-        .into_iter()
-        .filter(gone)
-        .collect())
 }

@@ -96,10 +96,7 @@ fn connect_all(world: &World) -> anyhow::Result<Vec<Old>> {
             connect(&socket, kind, kind.service())
                 .with_context(|| format!("{protocol} {kind:?} under ABI {ABI}"))?;
             socket.set_nonblocking(false)?;
-            let backend = match kind {
-                Kind::V6 => world.backend6,
-                _ => world.backend4,
-            };
+            let backend = kind.backend(world);
             let server = match protocol {
                 Protocol::Tcp => Some(world.accept(backend)?),
                 _ => None,

@@ -14,6 +14,8 @@ use isthmus_abi::{
 use isthmus_agent::datapath::{Datapath, DatapathConfig, MapSizes, cleanup};
 use isthmus_core::model::{Address, Protocol};
 use isthmus_core::table::Tables;
+use isthmus_tests::layout::PIN_ROOT;
+use isthmus_tests::leftovers::sweep;
 use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -28,6 +30,9 @@ pub const NOBODY4: Ipv4Addr = Ipv4Addr::new(10, 96, 9, 9);
 pub const SERVICE_PORT: u16 = 80;
 const BACKEND4: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
 const BACKEND6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xb, 0, 0, 0, 0, 0, 1);
+
+const CGROUP_PREFIX: &str = "isthmus-rows-";
+const PIN_PREFIX: &str = "rows-";
 
 pub const SIZES: MapSizes = MapSizes {
     services: 64,
@@ -81,7 +86,9 @@ impl World {
             ],
         )?;
         let home = cgroup2().context("cgroup2")?;
-        let cgroup = home.join(format!("isthmus-rows-{}", std::process::id()));
+        sweep(&home, CGROUP_PREFIX, PIN_PREFIX).context("removing what killed rows left")?;
+        let pid = std::process::id();
+        let cgroup = home.join(format!("{CGROUP_PREFIX}{pid}"));
         fs::create_dir(&cgroup).with_context(|| format!("making {}", cgroup.display()))?;
         fs::write(cgroup.join("cgroup.procs"), "0").context("joining the cgroup")?;
         // Of this namespace: clients and servers of TCP Fast Open, and no pause of it after a connection that broke.
@@ -93,7 +100,7 @@ impl World {
         let udp4 = UdpSocket::bind(tcp4.local_addr()?)?;
         let udp6 = UdpSocket::bind(tcp6.local_addr()?)?;
         let (backend4, backend6) = (tcp4.local_addr()?, tcp6.local_addr()?);
-        let bpffs = PathBuf::from(format!("/sys/fs/bpf/isthmus/rows-{}", std::process::id()));
+        let bpffs = Path::new(PIN_ROOT).join(format!("{PIN_PREFIX}{pid}"));
         for listener in [&tcp4, &tcp6] {
             listener.set_nonblocking(true)?;
             fastopen::listen(listener).context("TCP_FASTOPEN")?;

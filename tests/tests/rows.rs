@@ -14,6 +14,8 @@ mod datagram;
 mod earlier;
 #[path = "rows/events.rs"]
 mod events;
+#[path = "rows/fair.rs"]
+mod fair;
 #[path = "rows/fastopen.rs"]
 mod fastopen;
 #[path = "rows/health.rs"]
@@ -83,6 +85,7 @@ fn run(filter: Option<&str>) -> anyhow::Result<usize> {
         .chain(orphans::rows())
         .chain(health::rows())
         .chain(races::rows())
+        .chain(fair::rows())
         .chain(taken::rows())
         .chain(events::rows())
         .chain(life::rows())

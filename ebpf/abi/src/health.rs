@@ -78,7 +78,8 @@ pub mod health_kind {
 }
 
 /// Health of a backend in one 64-bit word, changed by compare-and-swap: `time:48, mark:8, doublings:6, kind:2`. 0 is healthy. Of a
-/// suspect one `mark` is when a connect was last let through to it, in 4.2 ms, and `doublings` says that one was.
+/// suspect one `mark` is when a connect was last let through to it, in 4.2 ms, and the bits of `doublings` say that one was, that
+/// something is held against the backend, and that one more failure ejects it.
 #[repr(transparent)]
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -87,6 +88,8 @@ pub struct HealthState(pub u64);
 
 impl HealthState {
     pub const HEALTHY: Self = Self(0);
+    /// No client's mark.
+    pub const NOBODY: u32 = 0xff;
     /// Most that back-off can double.
     pub const DOUBLINGS_MAX: u32 = 63;
 
@@ -94,26 +97,51 @@ impl HealthState {
     pub const fn suspect(since: u64) -> Self {
         Self(since << 16 | health_kind::SUSPECT as u64)
     }
+    /// The same suspicion, with something held against the backend; `grave` if one more failure ejects it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn accused(self, grave: bool) -> Self {
+        Self(self.0 | Self::ACCUSED | (grave as u64) << 4)
+    }
     /// The same suspicion, after a connect was let through at `now`: others leave the backend until its fate is known.
     #[inline(always)]
     #[must_use]
     pub const fn probed(self, now: u64) -> Self {
-        Self(self.0 & !0xfffc | (now >> Self::PROBE_SHIFT & 0xff) << 8 | 1 << 2)
+        Self(self.0 & !0xff00 | (now >> Self::PROBE_SHIFT & 0xff) << 8 | Self::PROBED)
     }
-    /// Whether the connect that was let through to a suspect backend may still be on its way, for 100 ms. By the clock's eight bits, an
-    /// older one may look like that once a second: a draw then goes elsewhere for nothing.
+    /// Whether others are to leave a suspect backend for now: something is held against it, and the connect that was let through to it may
+    /// still be on its way, for 100 ms. By the clock's eight bits, an older one may look like that once a second: a draw then
+    /// goes elsewhere for nothing.
     #[inline(always)]
     #[must_use]
-    pub const fn is_probed(self, now: u64) -> bool {
+    pub const fn is_gated(self, now: u64) -> bool {
         const PROBE: u64 = ticks(100) >> HealthState::PROBE_SHIFT;
         let age = (now >> Self::PROBE_SHIFT).wrapping_sub(self.0 >> 8) & 0xff;
-        self.0 & 1 << 2 != 0 && age <= PROBE
+        self.0 & (Self::PROBED | Self::ACCUSED) == Self::PROBED | Self::ACCUSED && age <= PROBE
+    }
+    /// Of a suspect backend: whether one more failure ejects it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_grave(self) -> bool {
+        self.0 & 1 << 4 != 0
     }
     const PROBE_SHIFT: u32 = 6;
+    const PROBED: u64 = 1 << 2;
+    const ACCUSED: u64 = 1 << 3;
     /// `doublings` is capped at [`Self::DOUBLINGS_MAX`].
     #[must_use]
     pub const fn ejected(until: u64, doublings: u32) -> Self {
-        Self(until << 16 | Self::capped(doublings) << 2 | health_kind::EJECTED as u64)
+        Self::ejected_by(until, doublings, Self::NOBODY)
+    }
+    /// After the trial by the client of `mark` failed.
+    #[must_use]
+    pub const fn ejected_by(until: u64, doublings: u32, mark: u32) -> Self {
+        Self(
+            until << 16
+                | (mark as u64 & 0xff) << 8
+                | Self::capped(doublings) << 2
+                | health_kind::EJECTED as u64,
+        )
     }
     #[must_use]
     pub const fn trial(deadline: u64, doublings: u32, mark: u32) -> Self {
@@ -142,7 +170,7 @@ impl HealthState {
     pub const fn doublings(self) -> u32 {
         self.0 as u32 >> 2 & Self::DOUBLINGS_MAX
     }
-    /// Whose connect the trial is.
+    /// Whose connect the trial is, or whose the last one was; [`Self::NOBODY`] if there was none.
     #[must_use]
     pub const fn mark(self) -> u32 {
         self.0 as u32 >> 8 & 0xff

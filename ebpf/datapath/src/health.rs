@@ -11,8 +11,11 @@ pub const EJECT_AT: u64 = 15;
 pub const FIRST_EJECTION: u64 = ticks(5_000);
 /// No ejection lasts longer.
 pub const LONGEST_EJECTION: u64 = ticks(300_000);
-/// A trial without a word for so long has failed.
-pub const TRIAL: u64 = ticks(100);
+/// A trial without a word for so long has failed: the answer of a far cluster has come by then, and the kernel sends again. Nobody else
+/// is sent there meanwhile.
+pub const TRIAL: u64 = ticks(1_000);
+/// So much longer than others the client waits whose trial was the last to fail.
+pub const NEXT_TURN: u64 = ticks(5_000);
 
 /// How long the ejection after `doublings` others lasts, in ticks: 5 s × 2ⁿ, 20 % more or less, never above 300 s.
 /// Nodes that ejected together do not return together.
@@ -90,6 +93,23 @@ pub const fn add_failure(run: u64, bit: u64, weight: u64) -> u64 {
     let score = (run >> MARKS.count_ones()) + weight;
     let score = if score > 0xff { 0xff } else { score };
     score << MARKS.count_ones() | (run | bit) & MARKS
+}
+
+/// Whether one more refusal leads to a judgement of the run.
+#[inline(always)]
+#[must_use]
+pub const fn is_grave(run: u64) -> bool {
+    (run >> MARKS.count_ones()) + WEIGHT_FAILED >= EJECT_AT
+}
+
+/// Whether this client's connect may be the trial of a backend whose time is over, and of which `state` says who tried it last.
+/// Others go first, so that no client's own trouble keeps a backend out.
+#[inline(always)]
+#[must_use]
+pub const fn may_try(state: HealthState, standing: u64, mark: u32, now: u64) -> bool {
+    let bit = 1 << (mark & 63);
+    has_vote(standing, bit)
+        && (state.mark() != mark || standing & !bit == 0 || now >= state.time() + NEXT_TURN)
 }
 
 /// What a run of failures leads to.
@@ -284,6 +304,8 @@ mod tests {
             (ejected.kind(), ejected.time(), ejected.doublings()),
             (2, until, 9)
         );
+        assert_eq!(ejected.mark(), HealthState::NOBODY);
+        assert_eq!(HealthState::ejected_by(until, 9, 55).mark(), 55);
         let trial = HealthState::trial(until, 99, 55);
         assert_eq!(
             (trial.kind(), trial.time(), trial.doublings(), trial.mark()),
@@ -299,17 +321,54 @@ mod tests {
     #[test]
     fn a_suspect_backend_waits_for_the_connect_that_was_let_through() {
         let (since, now) = (70_000, 80_000);
-        let suspect = HealthState::suspect(since);
-        assert!(!suspect.is_probed(now));
+        let suspect = HealthState::suspect(since).accused(false);
+        assert!(!suspect.is_gated(now));
         let probed = suspect.probed(now);
         assert_eq!((probed.kind(), probed.time()), (1, since));
-        assert!(probed.is_probed(now) && probed.is_probed(now + ticks(95)));
-        assert!(!probed.is_probed(now + ticks(110)));
+        assert!(probed.is_gated(now) && probed.is_gated(now + ticks(95)));
+        assert!(!probed.is_gated(now + ticks(110)));
         // The next one is let through, and the one after it waits again.
         let again = probed.probed(now + ticks(110));
-        assert!(again.is_probed(now + ticks(120)));
+        assert!(again.is_gated(now + ticks(120)));
         assert_eq!(again.time(), since);
         assert_eq!(stance(probed, now), Stance::Suspect);
+        // Nothing is held against it: it is suspect for the sake of somebody to whom it is closed.
+        assert!(!HealthState::suspect(since).probed(now).is_gated(now));
+        assert!(!probed.is_grave());
+        let grave = HealthState::suspect(since).accused(true).probed(now);
+        assert!(grave.is_gated(now) && grave.is_grave());
+    }
+
+    #[test]
+    fn one_more_refusal_is_one_too_many() {
+        for (name, run, grave) in [
+            ("nothing", 0, false),
+            ("a refusal", run(&[(A, WEIGHT_FAILED)]), false),
+            ("two", run(&[(A, WEIGHT_FAILED); 2]), true),
+            ("three time-outs", run(&[(A, WEIGHT_UNANSWERED); 3]), false),
+            ("four", run(&[(A, WEIGHT_UNANSWERED); 4]), true),
+        ] {
+            assert_eq!(is_grave(run), grave, "{name}");
+        }
+    }
+
+    #[test]
+    fn whose_trial_failed_waits_for_others() {
+        let (a, until) = (A.trailing_zeros(), 80_000);
+        let (first, own) = (
+            HealthState::ejected(until, 0),
+            HealthState::ejected_by(until, 1, a),
+        );
+        for (name, state, standing, now, wanted) in [
+            ("nobody tried yet", first, A | B, until, true),
+            ("it has no vote", first, B, until, false),
+            ("it failed, and others stand", own, A | B, until, false),
+            ("others had their time", own, A | B, until + NEXT_TURN, true),
+            ("it is the only one", own, A, until, true),
+            ("nobody stands", own, 0, until, true),
+        ] {
+            assert_eq!(may_try(state, standing, a, now), wanted, "{name}");
+        }
     }
 
     #[test]

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use isthmus_abi::{
     AffinityKey, AffinityRow, BackendHealthRow, BackendRow, HealthState, Ring, ServiceLimitsRow,
-    Slot, TierHead, health_kind,
+    Slot, TICK_SHIFT, TierHead, health_kind,
 };
-use isthmus_agent::datapath::KernelHash;
+use isthmus_agent::datapath::{KernelHash, clock};
 use isthmus_core::model::Protocol;
 use isthmus_core::table::TableBackend;
 use socket2::{Domain, Socket, Type};
@@ -219,6 +219,7 @@ pub fn rows() -> Vec<Row> {
     };
     rows.extend([
         row("the backend ejected: another, which is kept", ejected),
+        row("the backend suspect: it stays", suspect),
         row(
             "the first tier ejected: one of the second is kept",
             tier_ejected,
@@ -385,6 +386,17 @@ fn tried(world: &mut World) -> anyhow::Result<()> {
     );
     ensure!(seen == [kept, due].into(), "{seen:?}");
     // The trial was no reason to come back there.
+    scene.stays(world, kept)
+}
+
+/// Another client's failure, and a connect that may still be on its way, are no reason to go elsewhere.
+fn suspect(world: &mut World) -> anyhow::Result<()> {
+    let scene = Scene::new(world, Kind::Tcp4)?;
+    let kept = scene.connect(world)?;
+    scene.stays(world, kept)?;
+    let now = clock() >> TICK_SHIFT;
+    let state = HealthState::suspect(now).accused(true).probed(now);
+    scene.set_state(world, kept, state)?;
     scene.stays(world, kept)
 }
 

@@ -163,6 +163,28 @@ impl Pair {
         let rows = world.datapath().array::<ServiceHealthRow>()?;
         Ok(rows.get(self.service))
     }
+    /// One backend in the first tier, and others in the second.
+    pub(super) fn tiers(
+        &self,
+        world: &mut World,
+        first: u32,
+        second: &[u32],
+    ) -> anyhow::Result<()> {
+        const SPAN: u32 = 200;
+        let slot = |which| Slot::new(self.id(which), self.service);
+        let len = u32::try_from(second.len())?;
+        let words = [Slot(TierHead::new(2, len).0), slot(first)];
+        let words = words
+            .into_iter()
+            .chain(second.iter().map(|which| slot(*which)));
+        for (at, word) in (SPAN..).zip(words) {
+            world.tables().slots.put(at, word)?;
+        }
+        Ok(world
+            .tables()
+            .rings
+            .put(self.service, Ring::new(SPAN, 2, 1))?)
+    }
     /// Connects once. The established socket, or the errno.
     pub(super) fn connect(&self, kind: Kind) -> anyhow::Result<Result<Socket, i32>> {
         let to = match (kind, self.address) {
@@ -344,16 +366,7 @@ fn all_ejected(world: &mut World) -> anyhow::Result<()> {
 fn next_tier(world: &mut World) -> anyhow::Result<()> {
     let pair = Pair::new(world, Kind::V4)?;
     pair.prove(world, Kind::V4)?;
-    // Head, then the dead backend's tier, then the living one's.
-    let (span, service) = (200, pair.service);
-    for (at, word) in [
-        (span, TierHead::new(2, 1).0),
-        (span + 1, Slot::new(pair.id(Pair::DEAD), service).0),
-        (span + 2, Slot::new(pair.id(Pair::ALIVE), service).0),
-    ] {
-        world.tables().slots.put(at, Slot(word))?;
-    }
-    world.tables().rings.put(service, Ring::new(span, 2, 1))?;
+    pair.tiers(world, Pair::DEAD, &[Pair::ALIVE])?;
     let refused = pair.connects(Kind::V4, MANY)?;
     ensure!(refused == 3, "{refused} connects were refused");
     ensure!(pair.state(world, Pair::DEAD)?.kind() == health_kind::EJECTED);

@@ -21,7 +21,7 @@ use super::health::{MANY, Pair, far_ejection};
 use super::world::{SERVICE_PORT, SERVICE4, TCP4, UDP4, World};
 
 /// Longer than a trial may go without a word.
-const TRIAL: Duration = Duration::from_millis(120);
+const TRIAL: Duration = Duration::from_millis(1_020);
 
 pub fn rows() -> Vec<Row> {
     let row = |name: &str, row: fn(&mut World) -> anyhow::Result<()>| -> Row {

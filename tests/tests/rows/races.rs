@@ -117,7 +117,7 @@ fn probe(world: &mut World) -> anyhow::Result<()> {
     let pair = Pair::new(world, Kind::V4)?;
     pair.prove(world, Kind::V4)?;
     let now = clock() >> TICK_SHIFT;
-    let probed = HealthState::suspect(now).probed(now);
+    let probed = HealthState::suspect(now).accused(false).probed(now);
     pair.set_state(world, Pair::DEAD, probed)?;
     for nth in 0..MANY {
         let refused = pair.connects(Kind::V4, 1)?;
@@ -133,7 +133,8 @@ fn probe(world: &mut World) -> anyhow::Result<()> {
         .rings
         .put(pair.service(), Ring::new(dead, 1, 1))?;
     let now = clock() >> TICK_SHIFT;
-    pair.set_state(world, Pair::DEAD, HealthState::suspect(now).probed(now))?;
+    let probed = HealthState::suspect(now).accused(false).probed(now);
+    pair.set_state(world, Pair::DEAD, probed)?;
     ensure!(pair.connects(Kind::V4, 1)? == 1, "it was not taken");
     ensure!(pair.service_health(world)?.all_ejected == 0);
     Ok(())

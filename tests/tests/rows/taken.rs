@@ -69,14 +69,14 @@ fn port(kind: Kind) -> anyhow::Result<Socket> {
 }
 
 /// Listens, and answers no connect.
-struct Deaf {
+pub(super) struct Deaf {
     _listener: Socket,
     _queued: TcpStream,
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
 }
 
 impl Deaf {
-    fn new(kind: Kind) -> anyhow::Result<Self> {
+    pub(super) fn new(kind: Kind) -> anyhow::Result<Self> {
         let listener = port(kind)?;
         // There is room for one more than so many.
         listener.listen(0)?;
@@ -113,14 +113,14 @@ fn take_errors(sockets: &[Socket], wanted: i32, ends: &AtomicBool) -> anyhow::Re
     Ok(taken.into_iter().filter(|taken| *taken).count())
 }
 
-fn non_blocking(kind: Kind) -> anyhow::Result<Socket> {
+pub(super) fn non_blocking(kind: Kind) -> anyhow::Result<Socket> {
     let socket = open(kind, Protocol::Tcp)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
 
 /// Connects a non-blocking socket.
-fn begin(socket: &Socket, kind: Kind) -> anyhow::Result<()> {
+pub(super) fn begin(socket: &Socket, kind: Kind) -> anyhow::Result<()> {
     let begun = socket.connect(&kind.service().into());
     let errno = begun.err().and_then(|error| error.raw_os_error());
     ensure!(errno == Some(libc::EINPROGRESS), "connect says {errno:?}");

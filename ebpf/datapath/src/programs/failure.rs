@@ -23,6 +23,8 @@ const UDP: u16 = 17;
 const SYN_SENT: u8 = 2;
 const CLOSE: u8 = 7;
 
+/// What ICMPv6 says where a policy or a firewall rejects; ICMP says `EHOSTUNREACH`.
+const EACCES: u32 = 13;
 const ENETUNREACH: u32 = 101;
 const ETIMEDOUT: u32 = 110;
 const ECONNREFUSED: u32 = 111;
@@ -44,7 +46,7 @@ pub fn inet_sk_error_report(ctx: BtfTracePointContext) -> i32 {
         // Before Linux 6.10 ICMP errors are reported in SYN_SENT, after it in CLOSE.
         (TCP, error) if (state == CLOSE || state == SYN_SENT) && !sock.heard() => match error {
             ECONNREFUSED => FailureCause::Refused,
-            ENETUNREACH | EHOSTUNREACH => FailureCause::Unreachable,
+            ENETUNREACH | EHOSTUNREACH | EACCES => FailureCause::Unreachable,
             ETIMEDOUT => FailureCause::TimedOut,
             0 if state == CLOSE => traced(sock),
             _ => return 0,

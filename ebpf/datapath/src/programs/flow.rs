@@ -4,7 +4,6 @@
 //! The first service stands in the socket's own row of `sockets`, as with a connect: most sockets, a resolver's say, have
 //! only one. Further ones go to `flows`.
 
-use core::ffi::c_void;
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::programs::SockAddrContext;
@@ -76,7 +75,7 @@ pub fn send(
     } else if known >> 32 == 0 {
         return Outcome::To;
     }
-    keep(socket, &datagram, id);
+    keep(&datagram, id);
     say!(ctx, "datagram to service {}: backend {}", hit.service, id);
     Outcome::To
 }
@@ -168,12 +167,12 @@ fn search(datagram: &Datagram, sent: &Sent) -> u32 {
     // SAFETY: one aligned word, written whole.
     let ring = unsafe { read_volatile(ring) };
     let mut search = Search::by_address(ring, service, sent.address, sent.port);
-    search::run(&mut search)
+    search::run_by_address(&mut search)
 }
 
 /// Notes where the socket's datagrams to the service go.
 #[inline(never)]
-fn keep(socket: *const c_void, datagram: &Datagram, id: u32) -> u32 {
+fn keep(datagram: &Datagram, id: u32) -> u32 {
     let owner = datagram.owner;
     if belongs_in_flows(datagram) != 0 {
         owner.mark_spilled();
@@ -189,7 +188,7 @@ fn keep(socket: *const c_void, datagram: &Datagram, id: u32) -> u32 {
         watched: 0,
     };
     let port = NetPort::from_net(datagram.port as u16);
-    socket::note(socket, owner, *datagram.asked, port, &picked);
+    socket::note(owner, *datagram.asked, port, &picked);
     if owner.may_have_spilled() {
         let_go(owner.cookie, &row.address, row.port);
     }

@@ -16,7 +16,7 @@ use isthmus_abi::{
     BackendHealthRow, Counter, EPOCH_SHIFT, EventKind, HealthState, Ring, TICK_SHIFT, client_mark,
     health_kind, service_flags,
 };
-use isthmus_datapath::{Stance, has_vote, stance, standing};
+use isthmus_datapath::{Stance, stance, standing};
 
 use crate::atomic;
 use crate::event::tell_seldom;
@@ -49,13 +49,15 @@ pub struct Request {
     trial: u16,
     /// 1 if a later connect asks what became of it.
     watched: u16,
+    /// Of how many tiers another backend may be.
+    tiers: u16,
+    reserved: u16,
     pub ring: Ring,
     /// In ticks.
     now: u64,
     epoch: u64,
     /// Of the backend that was chosen, if another than the drawn one had to be.
     tier: u32,
-    reserved: u32,
 }
 
 impl Request {
@@ -68,11 +70,12 @@ impl Request {
             drawn,
             trial: 0,
             watched: 0,
+            tiers: ring.tiers().into(),
+            reserved: 0,
             ring,
             now,
             epoch,
             tier: 0,
-            reserved: 0,
         }
     }
     #[inline(always)]
@@ -169,8 +172,9 @@ pub fn may_try(ctx: &SockAddrContext, service: u32, backend: u32) -> bool {
     }
     // SAFETY: the helper takes this program type's context.
     let mark = client_mark(unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) });
-    let bit = 1 << (mark & 63);
-    has_vote(service_standing(service, epoch), bit) && !is_closed(backend, bit, now)
+    let standing = service_standing(service, epoch);
+    isthmus_datapath::may_try(state, standing, mark, now)
+        && !is_closed(backend, 1 << (mark & 63), now)
 }
 
 /// One that is suspect is left for want of news only: where there is no other, it is taken all the same.
@@ -197,17 +201,26 @@ fn may_take(request: &mut Request) -> bool {
         return true;
     };
     let state = state_of(health);
-    if let Some(limits) = service_limits_at(request.service)
-        && limits.flags & service_flags::NO_PASSIVE_HEALTH != 0
-    {
+    let Some(limits) = service_limits_at(request.service) else {
+        return true;
+    };
+    if limits.flags & service_flags::NO_PASSIVE_HEALTH != 0 {
         return true;
     }
     match stance(state, request.now) {
         Stance::Open => true,
+        Stance::Suspect if is_closed(request.drawn, request.bit(), request.now) => false,
+        // A client that comes back to its backend leaves it for an ejection only.
+        Stance::Suspect if limits.affinity_seconds != 0 => true,
         Stance::Suspect => {
-            !is_closed(request.drawn, request.bit(), request.now)
-                && (!state.is_probed(request.now)
-                    && change(health, state, state.probed(request.now)))
+            if !state.is_gated(request.now) && change(health, state, state.probed(request.now)) {
+                return true;
+            }
+            // One of a later tier is no better, unless one more failure ejects this one.
+            if !state.is_grave() {
+                request.tiers = opaque(1) as u16;
+            }
+            false
         }
         Stance::Ejected => false,
         Stance::Due => begin_trial(request, health, state),

@@ -4,7 +4,7 @@ use core::ffi::c_void;
 use core::ptr::read_volatile;
 
 use aya_ebpf::helpers::generated::bpf_loop;
-use isthmus_abi::{Ring, TierHead};
+use isthmus_abi::{BackendRow, Ring, TierHead};
 use isthmus_datapath::{Drawn, is_at, judge};
 
 use crate::maps::{SLOTS, backend_at};
@@ -49,10 +49,9 @@ impl Search {
             slot: NOWHERE,
         }
     }
-    /// No backend has port 0.
     #[inline(always)]
     pub fn by_id(ring: Ring, service: u32, id: u32) -> Self {
-        Self::new(ring, service, id, [id; 4], 0)
+        Self::new(ring, service, id, [0; 4], 0)
     }
     #[inline(always)]
     pub fn in_first_tier(ring: Ring, service: u32, id: u32) -> Self {
@@ -66,9 +65,21 @@ impl Search {
 
 #[inline(never)]
 pub fn run(search: &mut Search) -> u32 {
+    over(search, step_by_id);
+    search.found
+}
+
+/// The same, for a search by address.
+#[inline(never)]
+pub fn run_by_address(search: &mut Search) -> u32 {
+    over(search, step_by_address);
+    search.found
+}
+
+#[inline(always)]
+fn over(search: &mut Search, step: unsafe extern "C" fn(u64, *mut c_void) -> i64) {
     // SAFETY: the helper calls `step` with the caller's `search`, as long as this call lasts.
     unsafe {
-        let step: unsafe extern "C" fn(u64, *mut c_void) -> i64 = step;
         bpf_loop(
             SEARCH_MAX,
             step as *mut c_void,
@@ -76,47 +87,59 @@ pub fn run(search: &mut Search) -> u32 {
             0,
         )
     };
-    search.found
 }
 
 /// What a step returns to be called again, or not.
 const GO_ON: i64 = 0;
 const END: i64 = 1;
 
-unsafe extern "C" fn step(_: u64, search: *mut c_void) -> i64 {
+unsafe extern "C" fn step_by_id(_: u64, search: *mut c_void) -> i64 {
     // SAFETY: the search is the frame's that called `bpf_loop`.
     let search = unsafe { &mut *search.cast::<Search>() };
-    if search.left == 0 {
-        search.tier = search.tier.wrapping_add(1);
-        if search.tier >= u32::from(search.ring.tiers()) {
-            return END;
+    search.step(|search, id, _| id == search.id)
+}
+
+unsafe extern "C" fn step_by_address(_: u64, search: *mut c_void) -> i64 {
+    // SAFETY: the search is the frame's that called `bpf_loop`.
+    let search = unsafe { &mut *search.cast::<Search>() };
+    search.step(|search, _, row| is_at(row, search.service, &search.address, search.port as u16))
+}
+
+impl Search {
+    /// Looks at a slot, or comes to the next tier.
+    #[inline(always)]
+    fn step(&mut self, is_it: impl FnOnce(&Self, u32, &BackendRow) -> bool) -> i64 {
+        if self.left == 0 {
+            self.tier = self.tier.wrapping_add(1);
+            if self.tier >= u32::from(self.ring.tiers()) {
+                return END;
+            }
+            let head = self.ring.span().wrapping_add(self.tier).wrapping_sub(1);
+            let Some(head) = SLOTS.get_ptr(head) else {
+                return END;
+            };
+            // SAFETY: one aligned word, written whole.
+            let head = TierHead(unsafe { read_volatile(head) }.0);
+            self.next = self.ring.span().wrapping_add(head.offset());
+            self.left = head.len();
+            return GO_ON;
         }
-        let head = search.ring.span().wrapping_add(search.tier).wrapping_sub(1);
-        let Some(head) = SLOTS.get_ptr(head) else {
+        let at = self.next;
+        let Some(slot) = SLOTS.get_ptr(at) else {
             return END;
         };
-        // SAFETY: one aligned word, written whole.
-        let head = TierHead(unsafe { read_volatile(head) }.0);
-        search.next = search.ring.span().wrapping_add(head.offset());
-        search.left = head.len();
-        return GO_ON;
+        // SAFETY: as above.
+        let slot = unsafe { read_volatile(slot) };
+        self.next = at.wrapping_add(1);
+        self.left = self.left.wrapping_sub(1);
+        if let Some(row) = backend_at(slot.backend())
+            && judge(self.service, slot, row) == Drawn::Ours
+            && is_it(self, slot.backend(), row)
+        {
+            self.found = slot.backend();
+            self.slot = at;
+            return END;
+        }
+        GO_ON
     }
-    let at = search.next;
-    let Some(slot) = SLOTS.get_ptr(at) else {
-        return END;
-    };
-    // SAFETY: as above.
-    let slot = unsafe { read_volatile(slot) };
-    search.next = at.wrapping_add(1);
-    search.left = search.left.wrapping_sub(1);
-    if let Some(row) = backend_at(slot.backend())
-        && judge(search.service, slot, row) == Drawn::Ours
-        && (slot.backend() == search.id
-            || is_at(row, search.service, &search.address, search.port as u16))
-    {
-        search.found = slot.backend();
-        search.slot = at;
-        return END;
-    }
-    GO_ON
 }

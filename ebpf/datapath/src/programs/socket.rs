@@ -69,14 +69,16 @@ fn place(socket: *const c_void) -> Option<Place> {
     })
 }
 
-/// Where a socket lies, as a plain number: to the verifier, what was a pointer is none when a map gives it back.
+/// Where a socket at this distance lies, as a plain number: to the verifier, what was a pointer is none when a map gives it back.
+/// What goes through the map is its own first row, for every program the same: one that interrupts another changes nothing.
 #[inline(always)]
-fn number(socket: *const c_void) -> Option<u64> {
+fn number(distance: u64) -> Option<u64> {
+    let base = SOCKETS.get_ptr(0)?;
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: a per-CPU row.
     unsafe {
-        write_volatile(addr_of_mut!((*scratch)[POINTER]), socket as u64);
-        Some(read_volatile(addr_of!((*scratch)[POINTER])))
+        write_volatile(addr_of_mut!((*scratch)[POINTER]), base as u64);
+        Some(read_volatile(addr_of!((*scratch)[POINTER])).wrapping_add(distance))
     }
 }
 
@@ -153,22 +155,16 @@ pub fn remember(
 ) {
     let socket = of_context(ctx);
     if let Some(owner) = owner_at_connect(ctx, socket, protocol) {
-        note(socket, &owner, address, port, picked);
+        note(&owner, address, port, picked);
         if protocol == ScopeProtocol::UDP && owner.may_have_spilled() {
             flow::let_go(owner.cookie, &picked.row.address, picked.row.port);
         }
     }
 }
 
-/// Writes the record of `owner`, which is `socket` or its whole.
+/// Writes the record of `owner`.
 #[inline(always)]
-pub(super) fn note(
-    socket: *const c_void,
-    owner: &Owner,
-    address: [u32; 4],
-    port: NetPort,
-    picked: &Picked,
-) {
+pub(super) fn note(owner: &Owner, address: [u32; 4], port: NetPort, picked: &Picked) {
     let backend = picked.row;
     let Place { row, distance } = owner.place;
     // SAFETY: an aligned word inside the map's row; a plain read, confirmed by the exchange.
@@ -181,7 +177,7 @@ pub(super) fn note(
         return;
     }
     if seen != FREE && seen != distance {
-        spill_other(socket, row, seen, distance);
+        spill_other(row, seen);
     }
     // SAFETY: the exchange made the row ours alone until `socket` is written.
     unsafe {
@@ -236,11 +232,11 @@ fn owner_at_connect(ctx: &SockAddrContext, socket: *const c_void, protocol: u16)
 /// Moves the row of another socket to the hash, if that socket lives: closed ones leave their records behind, and nobody
 /// asks for those.
 #[inline(never)]
-fn spill_other(socket: *const c_void, row: *mut SocketRow, seen: u64, distance: u64) {
-    let Some(own) = number(socket) else {
+fn spill_other(row: *mut SocketRow, seen: u64) {
+    let Some(other) = number(seen) else {
         return;
     };
-    let other = Sock(own.wrapping_add(seen.wrapping_sub(distance)));
+    let other = Sock(other);
     // SAFETY: the caller has taken the row.
     let cookie = unsafe { (*row).cookie };
     let same = cookie == 0 || other.cookie() == cookie;
@@ -504,7 +500,7 @@ fn record(owner: &Owner) -> Option<*mut SocketRow> {
 pub fn reported(socket: *const c_void, tcp: bool) -> Option<*mut SocketRow> {
     let at = place(socket)?;
     if tcp && has_mptcp() {
-        let own = number(socket)?;
+        let own = number(at.distance)?;
         if let Some(whole) = Sock(own).whole() {
             if whole.first() != own {
                 return None;
@@ -537,7 +533,7 @@ pub fn note_end(socket: *const c_void) {
     if tag & socket_tag::WATCHED == 0 {
         return;
     }
-    let Some(own) = number(socket) else {
+    let Some(own) = number(distance) else {
         return;
     };
     let sock = Sock(own);

@@ -3,16 +3,18 @@
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use isthmus_abi::{
-    BackendHealthRow, Counter, EventKind, FailureCause, HealthState, Ring, service_flags,
+    BackendHealthRow, Counter, EventKind, FailureCause, HealthState, Standing, service_flags,
     watch_slot,
 };
 use isthmus_datapath::{
     FIRST_EJECTION, Judgement, Stance, WEIGHT_FAILED, WEIGHT_UNANSWERED, add_failure, back_off,
-    has_vote, is_live, judge_run, stance,
+    has_vote, is_grave, is_live, judge_run, stance,
 };
 
+use super::super::search::{self, NOWHERE, Search};
 use super::trial::fail_trial;
 use super::walk::{Walk, run, step};
+use super::watch::stand;
 use super::{NONE, TRIES, change, clock, random, service_standing, state_of};
 use crate::atomic;
 use crate::event::{About, tell, tell_seldom};
@@ -131,16 +133,22 @@ pub fn hold_against(failure: &Failure) -> u32 {
             unsafe { atomic::set(addr_of_mut!((*failures).doubted), failure.bit()) };
         }
     }
-    // The later of two failures at once may lose; the backend is suspect either way.
-    change(health, state, HealthState::suspect(now));
-    if !has_vote(standing, failure.bit()) {
+    let suspect = HealthState::suspect(now);
+    let voted = has_vote(standing, failure.bit());
+    if !voted {
         count(Counter::FailureNotCounted);
+    }
+    if !voted || disbelieve(failure) {
+        // For the sake of the client to which it may be closed. Who has no vote takes nothing from what others found.
+        if state == HealthState::HEALTHY {
+            change(health, state, suspect);
+        }
         return 0;
     }
-    if disbelieve(failure) {
-        return 0;
-    }
+    watch_again(failure, epoch);
     let run = add_to_run(failure);
+    // The later of two failures at once may lose; the backend is suspect either way.
+    change(health, state, suspect.accused(is_grave(run)));
     match judge_run(run, standing) {
         Judgement::Keep => {}
         Judgement::Close => close(failure, now),
@@ -189,7 +197,8 @@ fn is_trial(failure: &Failure, state: HealthState) -> bool {
     }
 }
 
-/// Closes the backend to this client alone. That needs no quorum, and hurts nobody else.
+/// Closes the backend to this client alone. That needs no quorum, and hurts nobody else: while it is closed to somebody, that one's time
+/// is everybody's.
 #[inline(always)]
 fn close(failure: &Failure, now: u64) {
     let Some(health) = backend_health_at(failure.id) else {
@@ -200,12 +209,12 @@ fn close(failure: &Failure, now: u64) {
     let before = unsafe {
         let before = atomic::load(addr_of!((*health).closed));
         // Those to whom it was closed earlier, and whose time is over, are not shut out anew.
-        if now >= atomic::load(addr_of!((*health).closed_until)) {
+        if before == 0 || now >= atomic::load(addr_of!((*health).closed_until)) {
             atomic::store(addr_of_mut!((*health).closed), failure.bit());
+            atomic::store(addr_of_mut!((*health).closed_until), until);
         } else {
             atomic::set(addr_of_mut!((*health).closed), failure.bit());
         }
-        atomic::store(addr_of_mut!((*health).closed_until), until);
         before
     };
     if before & failure.bit() == 0 {
@@ -264,12 +273,41 @@ fn disbelieve(failure: &Failure) -> bool {
     true
 }
 
-/// Whether the first tier has another backend that can be had.
-#[inline(always)]
+/// A standing client whose connect failed stands by its earlier word alone: so its next connect is watched, and a success shows that
+/// another backend's failure is not its own trouble.
+#[inline(never)]
+fn watch_again(failure: &Failure, epoch: u64) -> u32 {
+    let Some(row) = service_health_at(failure.service) else {
+        return 0;
+    };
+    // SAFETY: aligned words of a map's row, each of an epoch.
+    unsafe {
+        let this = addr_of_mut!((*row).standing[(epoch & 1) as usize]);
+        if Standing(atomic::load(this)).of(epoch) & failure.bit() != 0 {
+            let last = addr_of_mut!((*row).standing[(epoch & 1 ^ 1) as usize]);
+            stand(last, epoch.wrapping_sub(1), failure.bit());
+            atomic::clear(this, failure.bit());
+        }
+    }
+    0
+}
+
+/// Whether the backend's tier has another one that can be had.
+#[inline(never)]
 fn another_lives(failure: &Failure, now: u64) -> bool {
+    let Some(ring) = ring_at(failure.service) else {
+        return false;
+    };
     // SAFETY: one aligned word, written whole.
-    let ring = ring_at(failure.service).map_or(Ring::EMPTY, |ring| unsafe { read_volatile(ring) });
+    let ring = unsafe { read_volatile(ring) };
+    let mut search = Search::by_id(ring, failure.service, failure.id);
+    if search::run(&mut search) == NOWHERE {
+        return false;
+    }
     let mut walk = Walk::new(ring, failure.service, failure.id, failure.bit(), now);
+    if search.tier != 0 {
+        walk.enter(search.tier);
+    }
     run(1, step, &mut walk);
     walk.found != NONE
 }

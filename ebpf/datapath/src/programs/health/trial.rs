@@ -3,7 +3,7 @@
 use core::ptr::{addr_of, addr_of_mut, read_volatile};
 
 use isthmus_abi::{BackendHealthRow, EventKind, FailureCause, HealthState, watch_slot};
-use isthmus_datapath::{CLOSE, Fate, TRIAL, back_off, fate, has_vote};
+use isthmus_datapath::{CLOSE, Fate, TRIAL, back_off, fate, may_try};
 
 use super::{CLAIMED, Request, change, is_closed, random, service_standing};
 use crate::atomic;
@@ -18,11 +18,9 @@ pub(super) fn begin_trial(
     health: *mut BackendHealthRow,
     seen: HealthState,
 ) -> bool {
-    let votes = has_vote(
-        service_standing(request.service, request.epoch),
-        request.bit(),
-    );
-    if !votes || is_closed(request.drawn, request.bit(), request.now) {
+    let standing = service_standing(request.service, request.epoch);
+    let may = may_try(seen, standing, request.mark, request.now);
+    if !may || is_closed(request.drawn, request.bit(), request.now) {
         return false;
     }
     let trial = HealthState::trial(request.now + TRIAL, seen.doublings(), request.mark);
@@ -174,7 +172,8 @@ pub(super) fn fail_trial(
     now: u64,
 ) {
     let doublings = seen.doublings() + 1;
-    let ejected = HealthState::ejected(now + back_off(doublings, random()), doublings);
+    let until = now + back_off(doublings, random());
+    let ejected = HealthState::ejected_by(until, doublings, seen.mark());
     if !change(health, seen, ejected) {
         return;
     }

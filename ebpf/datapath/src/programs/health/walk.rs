@@ -53,7 +53,7 @@ impl Walk {
 
     /// Comes to a later tier.
     #[inline(always)]
-    fn enter(&mut self, tier: u32) {
+    pub(super) fn enter(&mut self, tier: u32) {
         let Some(slot) = SLOTS.get_ptr(self.ring.span().wrapping_add(tier.wrapping_sub(1))) else {
             return;
         };
@@ -64,19 +64,10 @@ impl Walk {
         self.start = nth(self.len, random());
     }
 
-    /// The backend in the slot of a step, if it is the service's. A tier's first step comes to the tier. That the step alone
-    /// says where the walk is keeps the verifier's own walk short.
+    /// The backend in the slot of a step of a tier, if it is the service's. That the step alone says where the walk is keeps the
+    /// verifier's own walk short.
     #[inline(always)]
-    fn at(&mut self, step: u64) -> Option<u32> {
-        let at = step as u32 % STEPS_PER_TIER;
-        if at == 0 {
-            let tier = step as u32 / STEPS_PER_TIER;
-            if tier != 0 {
-                self.enter(tier);
-            }
-            return None;
-        }
-        let at = at - 1;
+    fn at(&self, at: u32) -> Option<u32> {
         if at >= self.len {
             return None;
         }
@@ -110,7 +101,7 @@ pub(super) fn walk(request: &mut Request) -> u32 {
         request.bit(),
         request.now,
     );
-    run(u32::from(request.ring.tiers()), step, &mut walk);
+    run(request.tiers.into(), step, &mut walk);
     if walk.found != NONE {
         request.tier = walk.tier;
         return walk.found;
@@ -147,11 +138,19 @@ pub(super) fn run(tiers: u32, step: Step, walk: &mut Walk) {
     };
 }
 
-/// Takes the first backend that is healthy, or suspect and not closed to this client.
+/// Takes the first backend that is healthy, or suspect and not closed to this client. A tier's first step comes to the tier.
 pub(super) unsafe extern "C" fn step(index: u64, walk: *mut c_void) -> i64 {
     // SAFETY: `run` passes its walk.
     let walk = unsafe { &mut *walk.cast::<Walk>() };
-    let Some(id) = walk.at(index) else {
+    let tier = index as u32 / STEPS_PER_TIER;
+    let at = index as u32 % STEPS_PER_TIER;
+    if at == 0 {
+        if tier != 0 {
+            walk.enter(tier);
+        }
+        return GO_ON;
+    }
+    let Some(id) = walk.at(at - 1) else {
         return GO_ON;
     };
     if id == walk.but {
@@ -160,7 +159,8 @@ pub(super) unsafe extern "C" fn step(index: u64, walk: *mut c_void) -> i64 {
     let Some(health) = backend_health_at(id) else {
         return GO_ON;
     };
-    match stance(state_of(health), walk.now) {
+    let state = state_of(health);
+    match stance(state, walk.now) {
         Stance::Open => {}
         Stance::Suspect if !is_closed(id, walk.bit, walk.now) => {}
         Stance::Due => {
@@ -169,7 +169,7 @@ pub(super) unsafe extern "C" fn step(index: u64, walk: *mut c_void) -> i64 {
         }
         Stance::Suspect | Stance::Ejected | Stance::Trial => return GO_ON,
     }
-    walk.tier = index as u32 / STEPS_PER_TIER;
+    walk.tier = tier;
     walk.found = id;
     END
 }

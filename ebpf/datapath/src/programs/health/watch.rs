@@ -131,13 +131,15 @@ fn succeed(request: &Request, service: u32, backend: u32, since: u64) {
             return;
         }
         atomic::store(addr_of_mut!((*failures).run), 0);
-        // While it is closed to somebody, draws have to look.
+        // While it is closed to somebody, draws have to look; that is all that is left of the suspicion.
+        let mut now = HealthState::suspect(state.time());
         if atomic::load(addr_of!((*health).closed)) == 0
             || request.now >= atomic::load(addr_of!((*health).closed_until))
         {
             atomic::store(addr_of_mut!((*health).closed), 0);
-            change(health, state, HealthState::HEALTHY);
+            now = HealthState::HEALTHY;
         }
+        change(health, state, now);
     }
 }
 
@@ -146,7 +148,7 @@ fn succeed(request: &Request, service: u32, backend: u32, since: u64) {
 /// # Safety
 /// `word` is an aligned word of a map's row that is the epoch's own.
 #[inline(always)]
-unsafe fn stand(word: *mut u64, epoch: u64, bit: u64) {
+pub(super) unsafe fn stand(word: *mut u64, epoch: u64, bit: u64) {
     // SAFETY: the caller's promise.
     unsafe {
         let seen = atomic::load(word);

@@ -5,6 +5,7 @@
     reason = "a test's panic is its report"
 )]
 
+mod clocks;
 mod links;
 mod quarantine;
 mod resume;
@@ -22,6 +23,7 @@ use ipnet::IpNet;
 use super::*;
 use crate::model::{ClusterId, ClusterName, ObjectName, RowChange};
 
+use clocks::{Party, WallClocks};
 use wire::{QUEUE, Traffic, Wire};
 
 pub(super) use rows::{batch, endpoint, endpoint_at, private_service, service};
@@ -84,6 +86,7 @@ impl Store {
 struct World {
     start: Instant,
     now: Instant,
+    clocks: WallClocks,
     /// Of the link from east to west.
     terms: Terms,
     west: Hub,
@@ -148,6 +151,7 @@ impl World {
         let mut world = Self {
             start: now,
             now,
+            clocks: WallClocks::default(),
             terms: Terms::default(),
             west: Hub::new(hub_settings(west()), west_saved.clone(), now, wall),
             west_settings: hub_settings(west()),
@@ -182,8 +186,8 @@ impl World {
         u64::try_from((self.now - self.start).as_nanos()).unwrap()
     }
 
-    fn wall(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000) + (self.now - self.start)
+    fn wall(&self, whose: Party) -> SystemTime {
+        self.clocks.at(whose, self.now - self.start)
     }
 
     fn link_east(&mut self) {
@@ -365,7 +369,12 @@ impl World {
             seed: self.seed(),
             ..self.west_settings.clone()
         };
-        self.west = Hub::new(settings, self.west_saved.clone(), self.now, self.wall());
+        self.west = Hub::new(
+            settings,
+            self.west_saved.clone(),
+            self.now,
+            self.wall(Party::West),
+        );
     }
 
     /// West's source says everything anew: endpoints first, to be nasty.
@@ -396,13 +405,23 @@ impl World {
             cidrs: self.east_cidrs.clone(),
             ..hub_settings(east())
         };
-        self.east = Hub::new(settings, self.east_saved.clone(), self.now, self.wall());
+        self.east = Hub::new(
+            settings,
+            self.east_saved.clone(),
+            self.now,
+            self.wall(Party::East),
+        );
         self.link_east();
     }
 
     fn restart_agent(&mut self) {
         self.cut_agent();
-        let (feed, events) = Feed::new(settings(), self.feed_saved.clone(), self.now, self.wall());
+        let (feed, events) = Feed::new(
+            settings(),
+            self.feed_saved.clone(),
+            self.now,
+            self.wall(Party::Agent),
+        );
         self.feed = feed;
         self.store = Store::default();
         self.late_seen = false; // Its file may be older.
@@ -411,12 +430,20 @@ impl World {
 
     fn save(&mut self) {
         if self.west_alive {
-            self.west_saved = self.west.save(self.now, self.wall());
+            self.west_saved = self.west.save(self.now, self.wall(Party::West));
         }
         if self.east_alive {
-            self.east_saved = self.east.save(self.now, self.wall());
+            self.east_saved = self.east.save(self.now, self.wall(Party::East));
         }
-        self.feed_saved = self.feed.save(self.now, self.wall());
+        self.feed_saved = self.feed.save(self.now, self.wall(Party::Agent));
+        let links = self.east_saved.links.iter().map(|link| link.silence);
+        let peers = self.feed_saved.peers.iter().map(|peer| peer.silence);
+        for word in links.chain(peers).filter_map(|silence| silence.last_word) {
+            assert!(
+                word >= SystemTime::UNIX_EPOCH,
+                "no state file holds {word:?}"
+            );
+        }
     }
 
     fn published(&mut self) -> Rows {
@@ -438,7 +465,11 @@ impl World {
             .clone();
         assert_eq!(copy.position(), published.position());
         assert!(!self.store.stale[&west().id]);
-        assert_eq!(self.peer().position, published.position());
+        let peer = self.peer();
+        assert_eq!(peer.position, published.position());
+        // Of this life, whatever the wall clocks did between lives.
+        let age = peer.last_word.expect("it was heard").at(self.now);
+        assert!(age < 3 * HEARTBEAT, "its last word is {age:?} old");
     }
 
     fn peer(&self) -> PeerStatus {

@@ -18,6 +18,8 @@ enum Op {
     Swap(bool, usize),
     Lose(bool, usize),
     Cut(bool),
+    /// The way is gone until it is there again: nobody gets through who tries.
+    Way(bool, bool),
     HalfOpen(bool),
     Slow(bool, bool),
     /// More removals than are remembered.
@@ -34,7 +36,20 @@ enum Op {
     RestartAgent,
     KillEast,
     Save,
+    /// Nobody ran for so many seconds: they were suspended.
     Jump(u16),
+    /// A wall clock is set ahead or back by so many minutes; no process's own time knows of it.
+    Clock(Party, i16),
+}
+
+fn way() -> impl Strategy<Value = Op> {
+    (any::<bool>(), any::<bool>()).prop_map(|(link, open)| Op::Way(link, open))
+}
+
+/// Up to two days either way.
+fn clock() -> impl Strategy<Value = Op> {
+    let party = prop_oneof![Just(Party::West), Just(Party::East), Just(Party::Agent)];
+    (party, -2880..2880_i16).prop_map(|(whose, minutes)| Op::Clock(whose, minutes))
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -49,6 +64,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (any::<bool>(), 0..4_usize).prop_map(|(link, n)| Op::Swap(link, n)),
         2 => (any::<bool>(), 0..4_usize).prop_map(|(link, n)| Op::Lose(link, n)),
         1 => any::<bool>().prop_map(Op::Cut),
+        1 => way(),
         1 => any::<bool>().prop_map(Op::HalfOpen),
         1 => (any::<bool>(), any::<bool>()).prop_map(|(link, slow)| Op::Slow(link, slow)),
         1 => (0..4_u8).prop_map(Op::Churn),
@@ -62,6 +78,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::KillEast),
         2 => Just(Op::Save),
         1 => (1..30_u16).prop_map(Op::Jump),
+        2 => clock(),
     ]
 }
 
@@ -99,6 +116,18 @@ fn apply(world: &mut World, op: &Op) {
         Op::Lose(link, n) => on_wire(world, *link, |queue| drop(queue.remove(*n))),
         Op::Cut(true) => world.cut_link(),
         Op::Cut(false) => world.cut_agent(),
+        Op::Way(true, open) => {
+            world.link_up = *open;
+            if !open {
+                world.cut_link();
+            }
+        }
+        Op::Way(false, open) => {
+            world.agent_up = *open;
+            if !open {
+                world.cut_agent();
+            }
+        }
         Op::HalfOpen(true) => world.link.iter_mut().for_each(|wire| wire.void = true),
         Op::HalfOpen(false) => world.agent.iter_mut().for_each(|wire| wire.void = true),
         Op::Slow(true, slow) => world.link.iter_mut().for_each(|wire| wire.slow = *slow),
@@ -133,6 +162,7 @@ fn apply(world: &mut World, op: &Op) {
         Op::KillEast => world.kill_east(),
         Op::Save => world.save(),
         Op::Jump(seconds) => world.now += SECOND * u32::from(*seconds),
+        Op::Clock(whose, minutes) => world.clocks.set(*whose, 60 * i64::from(*minutes)),
     }
 }
 
@@ -173,6 +203,54 @@ proptest! {
         world.heal();
         world.assert_converged();
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    /// Of two worlds that go the same way, one has wall clocks that jump. Their stores are told the same, and as much is
+    /// sent: what is decided hangs on no wall clock, over restarts either.
+    #[test]
+    fn the_wall_clock_decides_nothing(
+        ops in proptest::collection::vec(prop_oneof![3 => op(), 1 => restarts()], 1..80),
+    ) {
+        let (mut right, mut wrong) = (World::new(), World::new());
+        let told = |wrong: &World, right: &World| {
+            prop_assert_eq!(&wrong.store.history, &right.store.history);
+            Ok(())
+        };
+        for op in &ops {
+            if let Op::RestartAgent = op {
+                told(&wrong, &right)?; // The store goes with it.
+            }
+            if !matches!(op, Op::Clock(..)) {
+                apply(&mut right, op);
+            }
+            apply(&mut wrong, op);
+        }
+        for world in [&mut right, &mut wrong] {
+            world.heal();
+            world.assert_converged();
+        }
+        told(&wrong, &right)?;
+        for (wrong, right) in [
+            (&wrong.link_traffic, &right.link_traffic),
+            (&wrong.agent_traffic, &right.agent_traffic),
+        ] {
+            prop_assert_eq!(wrong, right);
+        }
+    }
+}
+
+/// What lets a wall clock be read: a state file that is written, and another life that begins with it.
+fn restarts() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        2 => clock(),
+        2 => Just(Op::Save),
+        1 => Just(Op::RestartEast),
+        1 => Just(Op::RestartAgent),
+        1 => way(),
+    ]
 }
 
 /// Once did not converge: a list that is asked for because terms are wider breaks off after its first word, and the next

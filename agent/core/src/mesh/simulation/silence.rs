@@ -88,6 +88,53 @@ fn a_restart_with_everybody_dead_loses_nothing_and_a_stale_peer_stays_stale() {
     world.assert_converged();
 }
 
+/// A peer that was heard a moment before the clocks were set, and one that was stale, stay what they were in another life;
+/// only what people read of the last word's age is wrong, never in the future, and right again with the next word.
+#[test]
+fn a_wall_clock_that_is_set_between_two_lives_moves_no_silence() {
+    let hour = 3600;
+    for (silent, was_stale) in [(SECOND / 2, false), (STALE + SECOND, true)] {
+        for hours in [-1, 5, -200, 20, -400] {
+            let mut world = World::new();
+            world.run(SECOND);
+            world.link_up = false;
+            if let Some(wire) = &mut world.link {
+                wire.void = true;
+            }
+            world.run(silent);
+            assert_eq!(world.store.stale[&west().id], was_stale);
+            world.save();
+            world.kill_east();
+            for whose in [Party::East, Party::Agent] {
+                world.clocks.set(whose, hours * hour);
+            }
+            world.restart_agent();
+            let shown = |world: &World| {
+                let word = world.peer().last_word.expect("it was heard once");
+                word.at(world.now)
+            };
+            let set = Duration::from_secs((hours * hour).unsigned_abs());
+            let wanted = if hours < 0 { Duration::ZERO } else { set };
+            let wrong = shown(&world);
+            assert!(
+                wrong >= wanted && wrong - wanted <= silent + 2 * HEARTBEAT,
+                "{hours} h: {wrong:?} ago"
+            );
+            // East comes back, and witnesses no more than it lives through.
+            world.restart_east();
+            for _ in 0..8 {
+                world.step();
+                assert_eq!(world.store.stale[&west().id], was_stale, "{hours} h");
+            }
+            world.run(STALE);
+            assert!(world.store.stale[&west().id], "its silence goes on");
+            world.save();
+            world.heal();
+            world.assert_converged();
+        }
+    }
+}
+
 #[test]
 fn a_mesh_server_that_was_stopped_blames_nobody() {
     let mut world = World::new();

@@ -52,7 +52,7 @@ impl Wire {
 }
 
 /// What came over a wire.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct Traffic {
     pub(super) rows: usize,
     pub(super) beginnings: Vec<Beginning>,

@@ -244,3 +244,34 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     Ok(ExitCode::SUCCESS)
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    /// `cargo xtask` takes and refuses lines before it builds this program, by pages of its own.
+    #[test]
+    fn the_pages_of_xtask_know_every_option_of_what_people_call() {
+        let program = Arguments::command();
+        for (page, commands) in [
+            (include_str!("../../xtask/src/help/demo.txt"), &["demo"][..]),
+            (
+                include_str!("../../xtask/src/help/lab.txt"),
+                &["up", "down", "exec", "status"],
+            ),
+        ] {
+            for name in commands {
+                let command = program.find_subcommand(name).unwrap();
+                assert!(page.contains(name), "{name}");
+                for option in command.get_arguments() {
+                    if let Some(long) = option.get_long() {
+                        assert!(page.contains(&format!("[--{long}")), "{name}: --{long}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -2,11 +2,13 @@
 //! process's place.
 
 use std::ffi::OsString;
+use std::fs;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result, ensure};
 
 use crate::build;
 use crate::command::line;
@@ -26,6 +28,22 @@ pub(crate) enum Program {
     LabOnly,
     /// Measured, so as fast as a release.
     Bench,
+}
+
+/// Before minutes of building, and with the name as the program is given it.
+pub(crate) fn must_be_there(file: &Path) -> Result<()> {
+    let metadata = fs::metadata(file).map_err(|error| {
+        Error::msg(format!(
+            "cannot read the lab file {}: {error}; tests/labs has one to begin with",
+            file.display()
+        ))
+    })?;
+    ensure!(
+        !metadata.is_dir(),
+        "{} is a directory, and a lab is built from one file of it",
+        file.display()
+    );
+    Ok(())
 }
 
 /// Builds, and becomes the program as root.

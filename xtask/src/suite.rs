@@ -6,7 +6,8 @@ mod initramfs;
 mod kernel;
 mod tally;
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -49,11 +50,13 @@ impl Suite {
     pub(crate) fn named(name: &str) -> Result<Self> {
         match Self::ALL.into_iter().find(|(known, _)| *known == name) {
             Some((_, suite)) => Ok(suite),
-            None => bail!("there is no suite {name:?}: unit, fuzz, rows, lab and kernel are"),
+            None => bail!(
+                "there is no suite {name:?}: unit, fuzz, rows, lab and kernel are, each with a --suite of its own"
+            ),
         }
     }
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         Self::ALL
             .into_iter()
             .find(|(_, suite)| *suite == self)
@@ -75,6 +78,17 @@ impl Suite {
 const TESTS: &str = "isthmus-tests";
 const ROWS: &str = "rows";
 
+/// Which suites are to run, and how far two of them go.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// All of them, if none is named.
+    pub(crate) suites: Vec<Suite>,
+    /// How long the fuzz suite searches.
+    pub(crate) search: Duration,
+    /// How many connects the lab suite makes through churn, if more than it does by itself.
+    pub(crate) connects: Option<u64>,
+}
+
 /// What a suite did.
 struct Report {
     suite: Suite,
@@ -84,12 +98,12 @@ struct Report {
     taken: Duration,
 }
 
-/// Runs the suites, in their own order, all of them even if one fails. The fuzz suite searches for `search`.
-pub(crate) fn test(tree: &Tree, pins: &Pins, wanted: &[Suite], search: Duration) -> Result<()> {
+/// Runs the suites, in their own order, all of them even if one fails.
+pub(crate) fn test(tree: &Tree, pins: &Pins, wanted: &Wanted) -> Result<()> {
     let suites: Vec<Suite> = Suite::ALL
         .into_iter()
         .map(|(_, suite)| suite)
-        .filter(|suite| wanted.is_empty() || wanted.contains(suite))
+        .filter(|suite| wanted.suites.is_empty() || wanted.suites.contains(suite))
         .collect();
     let mut parts: Vec<Part> = suites
         .iter()
@@ -110,9 +124,12 @@ pub(crate) fn test(tree: &Tree, pins: &Pins, wanted: &[Suite], search: Duration)
         let mut tally = Tally::default();
         let outcome = match suite {
             Suite::Unit => unit(tree, &mut tally),
-            Suite::Fuzz => fuzz::run_for(tree, search, &mut tally),
-            Suite::Rows => privileged(tree, &[ROWS], &mut tally),
-            Suite::Lab => privileged(tree, &lab_targets(&workspace), &mut tally),
+            Suite::Fuzz => fuzz::run_for(tree, wanted.search, &mut tally),
+            Suite::Rows => privileged(tree, &[ROWS], &environment(&tree.root, None), &mut tally),
+            Suite::Lab => {
+                let environment = environment(&tree.root, wanted.connects);
+                privileged(tree, &lab_targets(&workspace), &environment, &mut tally)
+            }
             Suite::Kernel => kernel::run(tree, pins, &mut tally),
         };
         let mut faults: Vec<String> = outcome
@@ -213,29 +230,45 @@ fn lab_targets(workspace: &Workspace) -> Vec<&str> {
 /// limit may be taken without asking: not every root may raise it.
 const AS_MANY_FILES_AS_ALLOWED: &str = r#"ulimit -S -n "$(ulimit -H -n)" && exec "$0" "$@""#;
 
+/// What the tests' programs read: sudo hands on nothing that is not named.
+fn environment(root: &Path, connects: Option<u64>) -> Vec<(&'static str, OsString)> {
+    let mut environment = vec![("CARGO_MANIFEST_DIR", root.join("tests").into_os_string())];
+    environment.extend(connects.map(|n| ("ISTHMUS_CONNECTS", n.to_string().into())));
+    environment
+}
+
+/// What root types where sudo gives none.
+fn by_hand(environment: &[(&'static str, OsString)], tests: &Path, program: &Path) -> String {
+    let pairs = environment.iter();
+    let pairs: String = pairs
+        .map(|(name, value)| format!("{name}={} ", value.to_string_lossy()))
+        .collect();
+    format!(
+        "cd {} && ulimit -S -n $(ulimit -H -n) && {pairs}{} --test-threads=1",
+        tests.display(),
+        program.display()
+    )
+}
+
 /// Builds each target as the person who called, then runs it as root, one test at a time.
-fn privileged(tree: &Tree, targets: &[&str], tally: &mut Tally) -> Result<()> {
+fn privileged(
+    tree: &Tree,
+    targets: &[&str],
+    environment: &[(&'static str, OsString)],
+    tally: &mut Tally,
+) -> Result<()> {
     ensure!(!targets.is_empty(), "{TESTS} has no such test target");
+    let tests = tree.root.join("tests");
     let mut failed = Vec::new();
     for target in targets {
         let program = test_program(tree, target)?;
-        let environment = [(
-            "CARGO_MANIFEST_DIR",
-            tree.root.join("tests").into_os_string(),
-        )];
         let need = Need {
             reason: "to make network namespaces and load eBPF programs",
-            by_hand: format!(
-                "cd {} && ulimit -S -n $(ulimit -H -n) && CARGO_MANIFEST_DIR=$PWD {} --test-threads=1",
-                tree.root.join("tests").display(),
-                program.display()
-            ),
+            by_hand: by_hand(environment, &tests, &program),
         };
-        let mut command = tree.caller.root(&need, "sh", &environment)?;
+        let mut command = tree.caller.root(&need, "sh", environment)?;
         command.args(["-c", AS_MANY_FILES_AS_ALLOWED]).arg(&program);
-        command
-            .current_dir(tree.root.join("tests"))
-            .arg("--test-threads=1");
+        command.current_dir(&tests).arg("--test-threads=1");
         if let Err(error) = counted(&mut command, tally) {
             failed.push(format!("{target}: {error:#}"));
         }
@@ -292,6 +325,27 @@ fn counted(command: &mut Command, tally: &mut Tally) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_lab_is_told_how_many_connects_also_where_sudo_drops_the_environment() {
+        let root = Path::new("/r");
+        let names = |connects| {
+            environment(root, connects)
+                .into_iter()
+                .map(|(name, _)| name)
+        };
+        assert!(names(None).eq(["CARGO_MANIFEST_DIR"]));
+        assert!(names(Some(1)).eq(["CARGO_MANIFEST_DIR", "ISTHMUS_CONNECTS"]));
+        assert_eq!(
+            by_hand(
+                &environment(root, Some(10_000_000)),
+                &root.join("tests"),
+                Path::new("/t/lab-1")
+            ),
+            "cd /r/tests && ulimit -S -n $(ulimit -H -n) && CARGO_MANIFEST_DIR=/r/tests ISTHMUS_CONNECTS=10000000 \
+             /t/lab-1 --test-threads=1"
+        );
+    }
 
     #[test]
     fn the_program_of_a_test_target_is_found_among_cargos_messages() {

@@ -21,7 +21,7 @@ const RENAMED: u16 = 4;
 /// No connect in so long: the traffic hangs.
 const STALL: Duration = Duration::from_secs(30);
 const PODS: usize = 4;
-/// In all. `ISTHMUS_CONNECTS` asks for more.
+/// In all. `ISTHMUS_CONNECTS`, which is `cargo xtask test --connects`, asks for more.
 const CONNECTS: u64 = 1_000_000;
 
 fn lab_file() -> String {
@@ -176,6 +176,10 @@ impl Drop for OnDrop<'_> {
 #[test]
 fn a_connect_never_reaches_another_services_backend() {
     let connects = std::env::var("ISTHMUS_CONNECTS").map_or(CONNECTS, |n| n.parse().unwrap());
+    assert!(
+        connects >= CONNECTS,
+        "ISTHMUS_CONNECTS={connects} makes a weaker test: {CONNECTS} at least"
+    );
     let lab = world("churn", &lab_file());
     let manifests = lab.cluster("east").unwrap().manifests();
     for n in 0..SERVICES {

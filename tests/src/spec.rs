@@ -244,16 +244,28 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
     use super::*;
 
-    const TWO: &str = r"
-clusters:
-  - {name: east, id: 1, region: us-east, nodes: 2, manifests: tests/manifests, pods: [{name: backend, count: 2, namespace: production, labels: {app: backend}}, {name: client, count: 1}]}
-  - {name: west, id: 2, region: us-west, nodes: 2, manifests: tests/manifests, pods: [{name: backend, count: 2, namespace: production, labels: {app: backend}}]}
-links: [{between: [east, west], loss: 0.0}]
-";
+    /// The one that people are pointed to.
+    const TWO: &str = include_str!("../labs/two-clusters.yaml");
 
     #[test]
-    fn the_sample_is_read() {
+    fn every_lab_file_is_read_and_the_manifests_it_names_are_there() {
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut files = 0;
+        for file in std::fs::read_dir(tests.join("labs")).unwrap() {
+            let spec = LabSpec::read(&file.unwrap().path()).unwrap();
+            for path in spec.clusters.iter().filter_map(|c| c.manifests.as_ref()) {
+                let from_the_root = tests.parent().unwrap().join(path);
+                assert!(from_the_root.exists(), "{}", from_the_root.display());
+            }
+            files += 1;
+        }
+        assert!(files > 0);
+    }
+
+    #[test]
+    fn the_sample_is_what_it_says() {
         let spec = LabSpec::parse(TWO).unwrap();
+        assert_eq!(spec.clusters.len(), 2);
         assert_eq!(
             spec.clusters[0].pods[0].names().collect::<Vec<_>>(),
             ["backend-1", "backend-2"]

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use isthmus_tests::host::Host;
-use isthmus_tests::state::{Turn, demolish, labs};
+use isthmus_tests::state::{Turn, demolish, labs, must_be_there};
 use isthmus_tests::{Lab, LabName, LabSpec, Programs};
 use nix::sys::signal::{SigSet, Signal};
 
@@ -34,7 +34,7 @@ pub(crate) fn up(
     }
     lab.keep()?;
     say(&format!(
-        "up after {took:.1} s; isthmus-lab down {name} removes it"
+        "up after {took:.1} s; `cargo xtask lab down {name}` removes it"
     ))
 }
 
@@ -69,6 +69,7 @@ pub(crate) fn remove_on_signal(name: &LabName) -> Result<()> {
 
 pub(crate) fn down(name: &LabName) -> Result<()> {
     let start = Instant::now();
+    must_be_there(name)?;
     let host = Host::prepare()?;
     let _turn = Turn::take(Duration::from_secs(600))?;
     demolish(&host, name)?;
@@ -85,7 +86,12 @@ pub(crate) fn exec(name: &LabName, place: &str, command: &[String]) -> Result<Ex
         .unwrap_or_else(|| unreachable!("clap wants a command"));
     let mut inside = match lab.node(place) {
         Ok(node) => node.command(program)?,
-        Err(_) => lab.pod(place)?.command(program)?,
+        Err(_) => {
+            let pod = lab.pod(place).with_context(|| {
+                format!("{place} is no node (`cargo xtask lab status {name}` lists nodes and pods)")
+            })?;
+            pod.command(program)?
+        }
     };
     Err(inside.args(arguments).exec().into())
 }

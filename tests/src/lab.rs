@@ -53,7 +53,7 @@ impl Lab {
         let turn = Turn::take(TURN)?;
         sweep(&host, &turn)?;
         if Record::read(&name).is_ok() {
-            bail!("there is a lab {name} already: isthmus-lab down {name}");
+            bail!("there is a lab {name} already: `cargo xtask lab down {name}` removes it");
         }
         std::fs::create_dir_all(state_dir(&name))?;
         let warden = Warden::post(&programs, &name)?;
@@ -210,7 +210,7 @@ impl Lab {
         })
     }
 
-    /// Lets the lab live on without an owner. `isthmus-lab down` ends it.
+    /// Lets the lab live on without an owner. `cargo xtask lab down` ends it.
     pub fn keep(mut self) -> Result<()> {
         self.record(true)?;
         match self.owned.take() {

@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result, anyhow};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
@@ -31,12 +31,10 @@ pub(crate) struct Record {
 impl Record {
     pub(crate) fn read(lab: &LabName) -> Result<Self> {
         let path = state_dir(lab).join("lab.json");
-        let text = fs::read_to_string(&path).with_context(|| {
-            format!(
-                "there is no lab {lab} (no {}): isthmus-lab up FILE",
-                path.display()
-            )
-        })?;
+        let text = match fs::read_to_string(&path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Err(absent(lab, &labs()?)),
+            text => text.with_context(|| path.display().to_string())?,
+        };
         serde_json::from_str(&text).with_context(|| path.display().to_string())
     }
     pub(crate) fn write(&self, lab: &LabName) -> Result<()> {
@@ -105,6 +103,40 @@ pub fn labs() -> Result<Vec<LabName>> {
     Ok(names)
 }
 
+/// Why a lab that was asked for by its name cannot be reached, with those that can.
+fn absent(lab: &LabName, there: &[LabName]) -> Error {
+    let names: Vec<&str> = there
+        .iter()
+        .map(LabName::as_str)
+        .filter(|name| *name != lab.as_str())
+        .collect();
+    match (there.contains(lab), &names[..]) {
+        (true, _) => anyhow!(
+            "lab {lab} is not whole, being built or removed: `cargo xtask lab down {lab}` removes what is there"
+        ),
+        (_, []) => {
+            anyhow!("there is no lab {lab}, nor any other: `cargo xtask lab up FILE` builds one")
+        }
+        (_, [other]) => anyhow!("there is no lab {lab}: {other} is there"),
+        (_, [others @ .., last]) => {
+            anyhow!(
+                "there is no lab {lab}: {} and {last} are there",
+                others.join(", ")
+            )
+        }
+    }
+}
+
+/// # Errors
+/// No lab of that name is registered, in whatever state.
+pub fn must_be_there(lab: &LabName) -> Result<()> {
+    let there = labs()?;
+    if there.contains(lab) {
+        return Ok(());
+    }
+    Err(absent(lab, &there))
+}
+
 /// Removes all labs that nobody keeps and says which. With a turn in hand nobody else can be building one.
 pub fn sweep(host: &Host, _turn: &Turn) -> Result<Vec<LabName>> {
     let mut swept = Vec::new();
@@ -154,4 +186,28 @@ fn remove_pins(lab: &LabName) -> Result<()> {
     }
     drop_empty_pin_root();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
+    use super::*;
+
+    #[test]
+    fn who_asks_for_a_lab_that_is_not_there_hears_which_are() {
+        let lab = |name: &str| name.parse::<LabName>().unwrap();
+        for (there, wanted) in [
+            (&[][..], "nor any other: `cargo xtask lab up FILE`"),
+            (&["demo"], "there is no lab typo: demo is there"),
+            (
+                &["a", "b", "c"],
+                "there is no lab typo: a, b and c are there",
+            ),
+            (&["demo", "typo"], "`cargo xtask lab down typo` removes"),
+        ] {
+            let there: Vec<LabName> = there.iter().map(|name| lab(name)).collect();
+            let said = absent(&lab("typo"), &there).to_string();
+            assert!(said.contains(wanted), "{said}");
+        }
+    }
 }

@@ -75,8 +75,9 @@ pub struct Sums {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Life<K, V> {
-    /// Tells the id's lives apart where rows say; else 0, and the key does.
+    /// Tells the id's lives apart where rows say; else 0, and a last look does.
     generation: u32,
+    /// What it counts for now: services exchange their places in the maps.
     key: K,
     /// Whether the key had room for sums of its own when this life began.
     own: bool,
@@ -128,7 +129,7 @@ impl Tally {
             left -= u32::from(self.look_at_backend(&mut sums, id, ports, true));
         }
         for index in ports.keys() {
-            self.look_at_port(&mut sums, *index, ports);
+            self.look_at_port(&mut sums, *index, ports, true);
         }
         sums.end(ports);
         sums.clone()
@@ -141,7 +142,7 @@ impl Tally {
             self.look_at_backend(&mut sums, id, ports, false);
         }
         for &index in &going.services {
-            self.look_at_port(&mut sums, index, ports);
+            self.look_at_port(&mut sums, index, ports, false);
         }
     }
 
@@ -173,14 +174,15 @@ impl Tally {
         true
     }
 
-    fn look_at_port(&self, sums: &mut Sums, index: u32, ports: &PortIndex) {
+    fn look_at_port(&self, sums: &mut Sums, index: u32, ports: &PortIndex, stays: bool) {
         let row = self.services.get(index);
         let draws = Draws {
             refused: row.refused,
             all_ejected: row.all_ejected,
             ejections: row.ejected_total,
         };
-        sums.port(index, ports.get(&index).map(|port| &port.service), draws);
+        let service = ports.get(&index).map(|port| &port.service);
+        sums.port(index, service, draws, stays);
     }
 
     /// Sums are whole between calls.
@@ -212,69 +214,62 @@ impl Sums {
     /// `service` is its name, if it is known by now. A backend that does not stay counts among none.
     fn backend(&mut self, reading: &BackendReading, service: Option<&ObjectName>, stays: bool) {
         let now = reading.connects;
-        let known = self
-            .backends
-            .get_mut(&reading.id)
-            .filter(|life| life.generation == reading.generation);
-        let (sum, grown) = match known {
-            Some(life) => {
-                let before = std::mem::replace(&mut life.seen, now);
-                let sum = self.pairs.sum(&life.key, &mut life.own);
-                (sum, now.since(&before))
-            }
-            None => {
-                let Some(service) = service else {
-                    return;
-                };
-                let key = (service.clone(), reading.cluster);
-                let mut own = self.pairs.has_room(&key);
-                let sum = self.pairs.sum(&key, &mut own);
-                let life = Life {
-                    generation: reading.generation,
-                    key,
-                    own,
-                    seen: now,
-                };
-                self.backends.insert(reading.id, life);
-                (sum, now)
-            }
+        let key = service.map(|service| (service.clone(), reading.cluster));
+        let of_earlier = |life: &Life<_, _>| life.generation != reading.generation;
+        if self.backends.get(&reading.id).is_some_and(of_earlier) {
+            self.backends.remove(&reading.id);
+        }
+        let life = self.pairs.life(&mut self.backends, reading.id, key);
+        let Some(life) = life else {
+            return;
         };
+        life.generation = reading.generation;
+        let grown = now.since(&std::mem::replace(&mut life.seen, now));
+        let sum = self.pairs.sum(&life.key, &mut life.own);
         sum.connects.add(&grown);
         sum.backends += u32::from(stays);
         sum.ejected += u32::from(stays && reading.ejected);
     }
 
-    fn port(&mut self, index: u32, service: Option<&ObjectName>, now: Draws) {
-        let known = self.ports.get_mut(&index);
-        let known = known.filter(|life| service.is_none_or(|service| life.key == *service));
-        let (sum, grown) = match known {
-            Some(life) => {
-                let before = std::mem::replace(&mut life.seen, now);
-                let sum = self.services.sum(&life.key, &mut life.own);
-                (sum, now.since(&before))
-            }
-            None => {
-                let Some(service) = service else {
-                    return;
-                };
-                let key = service.clone();
-                let mut own = self.services.has_room(&key);
-                let sum = self.services.sum(&key, &mut own);
-                let life = Life {
-                    generation: 0,
-                    key,
-                    own,
-                    seen: now,
-                };
-                self.ports.insert(index, life);
-                (sum, now)
-            }
+    /// As [`Self::backend`]. One that does not stay is zeroed before it is seen again.
+    fn port(&mut self, index: u32, service: Option<&ObjectName>, now: Draws, stays: bool) {
+        let life = self.services.life(&mut self.ports, index, service.cloned());
+        let Some(life) = life else {
+            return;
         };
-        sum.add(&grown);
+        let grown = now.since(&life.seen);
+        life.seen = now.after(&life.seen);
+        self.services.sum(&life.key, &mut life.own).add(&grown);
+        if !stays {
+            self.ports.remove(&index);
+        }
     }
 }
 
 impl<K: Ord + Clone, V: Default> Bounded<K, V> {
+    /// The present life of `id`, which counts for `key` from now on, if that is known; none of an id of which nothing is known.
+    fn life<'a, S: Default>(
+        &self,
+        lives: &'a mut HashMap<u32, Life<K, S>>,
+        id: u32,
+        key: Option<K>,
+    ) -> Option<&'a mut Life<K, S>> {
+        let Some(key) = key else {
+            return lives.get_mut(&id);
+        };
+        let own = self.has_room(&key);
+        let life = lives.entry(id).or_insert_with(|| Life {
+            generation: 0,
+            key: key.clone(),
+            own,
+            seen: S::default(),
+        });
+        if life.key != key {
+            (life.key, life.own) = (key, own);
+        }
+        Some(life)
+    }
+
     fn has_room(&self, key: &K) -> bool {
         self.own.len() < SERIES_MAX || self.own.contains_key(key)
     }
@@ -324,18 +319,33 @@ impl Connects {
 }
 
 impl Draws {
+    /// By one, ejections may: one that another CPU was faster with is counted and taken back.
+    fn went_back(&self, before: &Self) -> bool {
+        self.refused < before.refused
+            || self.all_ejected < before.all_ejected
+            || self.ejections + 1 < before.ejections
+    }
+
     /// As [`Connects::since`].
     fn since(&self, before: &Self) -> Self {
-        let went_back = self.refused < before.refused
-            || self.all_ejected < before.all_ejected
-            || self.ejections < before.ejections;
-        if went_back {
+        if self.went_back(before) {
             return *self;
         }
         Self {
             refused: self.refused - before.refused,
             all_ejected: self.all_ejected - before.all_ejected,
-            ejections: self.ejections - before.ejections,
+            ejections: self.ejections.saturating_sub(before.ejections),
+        }
+    }
+
+    /// What is taken as seen after `before`: an ejection that was summed is not summed again.
+    fn after(self, before: &Self) -> Self {
+        if self.went_back(before) {
+            return self;
+        }
+        Self {
+            ejections: self.ejections.max(before.ejections),
+            ..self
         }
     }
 

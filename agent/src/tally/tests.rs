@@ -94,14 +94,55 @@ fn an_index_that_goes_to_another_service_begins_anew() {
     };
     let mut sums = Sums::default();
     let (a, b) = (name("a"), name("b"));
-    sums.port(3, Some(&a), draws(5, 1));
-    sums.port(3, None, draws(6, 2));
-    sums.port(3, Some(&b), draws(1, 0));
-    sums.port(3, Some(&b), draws(4, 0));
+    sums.port(3, Some(&a), draws(5, 1), true);
+    sums.port(3, None, draws(6, 2), false);
+    // More than was seen of the other, and all its own.
+    sums.port(3, Some(&b), draws(7, 0), true);
+    sums.port(3, Some(&b), draws(9, 0), true);
     // Zeroed for the same service, unseen.
-    sums.port(3, Some(&b), draws(2, 1));
+    sums.port(3, Some(&b), draws(2, 1), true);
     assert_eq!(sums.services.own[&a], draws(6, 2));
-    assert_eq!(sums.services.own[&b], draws(6, 1));
+    assert_eq!(sums.services.own[&b], draws(11, 1));
+}
+
+/// Frontends pass from one to the other: the rows stay where they are, and count for the other's name.
+#[test]
+fn services_that_exchange_their_places_keep_what_they_had() {
+    let draws = |refused| Draws {
+        refused,
+        ..Draws::default()
+    };
+    let mut sums = Sums::default();
+    let (a, b) = (name("a"), name("b"));
+    for (index, service, refused) in [(3, &a, 50), (4, &b, 2), (3, &b, 51), (4, &a, 5)] {
+        sums.port(index, Some(service), draws(refused), true);
+        let reading = reading(index, 1, refused, 0);
+        sums.backend(&reading, Some(service), true);
+    }
+    assert_eq!(sums.services.own[&a], draws(50 + 3));
+    assert_eq!(sums.services.own[&b], draws(2 + 1));
+    assert_eq!(of(&sums, "a").0, 50 + 3);
+    assert_eq!(of(&sums, "b").0, 2 + 1);
+}
+
+/// Two CPUs ejected one backend: one of them takes its count back.
+#[test]
+fn an_ejection_that_is_taken_back_is_summed_once() {
+    let mut sums = Sums::default();
+    let a = name("a");
+    for ejections in [1, 2, 1, 2] {
+        let draws = Draws {
+            refused: 5,
+            all_ejected: 1,
+            ejections,
+        };
+        sums.port(3, Some(&a), draws, true);
+    }
+    let draws = &sums.services.own[&a];
+    assert_eq!(
+        (draws.refused, draws.all_ejected, draws.ejections),
+        (5, 1, 2)
+    );
 }
 
 #[test]
@@ -119,7 +160,7 @@ fn series_are_bounded_and_nothing_is_lost_beyond() {
                 refused: round,
                 ..Draws::default()
             };
-            sums.port(ids(at), Some(service), draws);
+            sums.port(ids(at), Some(service), draws, true);
         }
     }
     assert_eq!(sums.pairs.own.len(), SERIES_MAX);

@@ -91,7 +91,7 @@ impl Books {
 }
 
 /// Errors that came by ICMP.
-const UNREACHABLE: [&str; 2] = ["EHOSTUNREACH", "ENETUNREACH"];
+const UNREACHABLE: [&str; 3] = ["EHOSTUNREACH", "ENETUNREACH", "EACCES"];
 
 impl Told {
     pub(crate) fn by_client(report: &Report) -> Self {

@@ -11,13 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use isthmus_abi::CLIENT_MARKS;
+use isthmus_tests::client::Report;
 use isthmus_tests::hostile::{Account, Behaviour, mark};
 use isthmus_tests::{Lab, Node, Pod, Traffic, wait_for};
 
 use super::books::{Books, Told};
 use super::common::{PORT, SERVICE, SetAtEnd, at_least, client, running};
 use super::own::Own;
-use table::{MANY, Past, ROWS, Silence};
+use table::{FIRST_TIME_OUT, MANY, Past, ROWS, Silence};
 
 /// A node with two backends and so many clients.
 fn crowd(clients: usize) -> String {
@@ -40,12 +41,17 @@ const MORE_THAN_MARKS: usize = CLIENT_MARKS as usize + 1;
 const GOOD: &str = "east/client-1";
 const DEAD: &str = "east/backend-1";
 const RATE: f64 = 900.0;
+/// Of a good client that seldom says anything for a backend.
+const SELDOM: f64 = 50.0;
+/// Fewer answers say nothing of shares.
+const SHARED: u64 = 500;
 const AT_ONCE: Duration = Duration::ZERO;
 
 /// A lab with a good client under way.
 struct Stage {
     lab: Lab,
     good: Traffic,
+    rate: f64,
     targets: Vec<SocketAddr>,
 }
 
@@ -66,6 +72,7 @@ impl Stage {
         good.pause().unwrap();
         Self {
             good,
+            rate: RATE,
             targets: targets.to_vec(),
             lab,
         }
@@ -137,7 +144,7 @@ impl Stage {
     /// which was no failure.
     fn beside<T>(&mut self, work: impl FnOnce(&Self) -> T) -> (T, Told) {
         let before = Told::by_client(self.good.total());
-        self.good.rate(RATE).unwrap();
+        self.good.rate(self.rate).unwrap();
         let result = work(self);
         // It saw the end of it too.
         at_least(&mut self.good, 50);
@@ -161,9 +168,13 @@ fn no_hostile_client_ejects_a_healthy_backend_or_fails_a_good_one() {
     assert!(strangers.len() >= 6, "{strangers:?}");
     let (newcomers, others) = strangers.split_at(NEWCOMERS);
     // Each row's client is not the last one's, and so not one to which that one's doings closed a backend.
-    let (mut newcomers, mut others) = (newcomers.iter(), others.iter().cycle());
-    for row in &ROWS {
+    let (mut newcomers, mut others) = (newcomers.iter().cycle(), others.iter().cycle());
+    let often = ROWS.iter().map(|row| (RATE, row));
+    let seldom = ROWS.iter().filter(|row| row.hold < FIRST_TIME_OUT);
+    for (rate, row) in often.chain(seldom.map(|row| (SELDOM, row))) {
         let name = row.name;
+        stage.rate = rate;
+        let before = stage.good.total().clone();
         let pod = match row.past {
             Past::Newcomer => newcomers.next().unwrap(),
             Past::Proven => others.next().unwrap(),
@@ -181,11 +192,12 @@ fn no_hostile_client_ejects_a_healthy_backend_or_fails_a_good_one() {
                 .unwrap()
         });
         let kernel = books.since();
-        let told = format!("{name}: {account:?} {kernel:?} {good:?}");
+        let told = format!("{name}, {rate}/s: {account:?} {kernel:?} {good:?}");
+        expect_shares(&before, stage.good.total(), &told);
         assert!(account.connects >= MANY, "{told}");
         assert!((row.did)(&account), "it did something else: {told}");
         assert_eq!((kernel.ejections, kernel.out), (0, 0), "{told}");
-        let unreachable = row.own == Own::Unreachable;
+        let unreachable = matches!(row.own, Own::Unreachable | Own::Prohibited);
         kernel.balance(name, good.and(Told::by_hostile(&account, unreachable)));
         match row.silence {
             Silence::Never => assert_eq!(kernel.unanswered, 0, "{told}"),
@@ -195,6 +207,19 @@ fn no_hostile_client_ejects_a_healthy_backend_or_fails_a_good_one() {
         row.own.unset(&stage.pod(pod), &stage.lab);
     }
     assert!(stage.good.total().requests > 5000, "the good client rested");
+}
+
+/// Nobody takes a backend from the good client: each answered it as often as the other, more or less.
+fn expect_shares(before: &Report, now: &Report, told: &str) {
+    let answered = now.answered() - before.answered();
+    for (backend, answers) in &now.answers {
+        let before = before.answers.get(backend).map_or(0, |before| before.count);
+        let share = answers.count - before;
+        assert!(
+            answered < SHARED || share * 3 > answered,
+            "{backend} gave {share} of {answered} answers: {told}"
+        );
+    }
 }
 
 /// Two that never reached the service have no vote, however many failures they tell of together.

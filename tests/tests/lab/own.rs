@@ -14,6 +14,10 @@ pub(crate) enum Own {
     ResetOne,
     /// Its firewall answers that the host is unreachable, by ICMP.
     Unreachable,
+    /// That it is not to be reached.
+    Prohibited,
+    /// That nobody is at the port.
+    NoPort,
     Drop,
     DropOne,
     /// Its firewall drops what backends answer.
@@ -30,10 +34,9 @@ impl Own {
             Self::Nothing => Ok(()),
             Self::Reset => netns.nft(&firewall(&backends, "reject with tcp reset")),
             Self::ResetOne => netns.nft(&firewall(&backends[..1], "reject with tcp reset")),
-            Self::Unreachable => {
-                let verdict = "reject with icmpx type host-unreachable";
-                netns.nft(&firewall(&backends, verdict))
-            }
+            Self::Unreachable => netns.nft(&firewall(&backends, &by_icmp("host-unreachable"))),
+            Self::Prohibited => netns.nft(&firewall(&backends, &by_icmp("admin-prohibited"))),
+            Self::NoPort => netns.nft(&firewall(&backends, &by_icmp("port-unreachable"))),
             Self::Drop => netns.nft(&firewall(&backends, "drop")),
             Self::Deaf => netns.nft(&deaf(&backends)),
             Self::DropOne => netns.nft(&firewall(&backends[..1], "drop")),
@@ -53,6 +56,10 @@ impl Own {
         }
         .unwrap();
     }
+}
+
+fn by_icmp(word: &str) -> String {
+    format!("reject with icmpx type {word}")
 }
 
 /// Backends' pods, each with its addresses of both families.

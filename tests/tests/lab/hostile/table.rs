@@ -40,8 +40,10 @@ pub(super) struct Row {
 pub(super) const MANY: u64 = 10_000;
 
 const AT_ONCE: Duration = Duration::ZERO;
+/// Not until first time-outs are noticed.
+const A_WHILE: Duration = Duration::from_millis(150);
 /// Until first time-outs are noticed.
-const FIRST_TIME_OUT: Duration = Duration::from_millis(1500);
+pub(super) const FIRST_TIME_OUT: Duration = Duration::from_millis(1500);
 /// Until an ICMP error is believed, also where the first was lost.
 const SECOND_TIME_OUT: Duration = Duration::from_millis(3500);
 
@@ -108,6 +110,19 @@ fn almost_all_unreachable(a: &Account) -> bool {
     unreachable * 10 >= a.connects * 9 && unreachable + a.abandoned == a.connects
 }
 
+/// ICMPv6 has an error of its own for it.
+fn almost_all_prohibited(a: &Account) -> bool {
+    let prohibited = [a.other_of("EHOSTUNREACH"), a.other_of("EACCES")];
+    let all: u64 = prohibited.iter().sum();
+    prohibited.iter().all(|some| some * 3 > a.connects)
+        && all * 10 >= a.connects * 9
+        && all + a.abandoned == a.connects
+}
+
+fn almost_all_refused(a: &Account) -> bool {
+    a.refused * 10 >= a.connects * 9 && a.refused + a.abandoned == a.connects
+}
+
 fn all_without_a_route(a: &Account) -> bool {
     a.other_of("EHOSTUNREACH") == a.connects
 }
@@ -120,7 +135,7 @@ fn almost_all_without_a_port(a: &Account) -> bool {
 }
 
 #[rustfmt::skip]
-pub(super) const ROWS: [Row; 18] = [
+pub(super) const ROWS: [Row; 22] = [
     row("never succeeded, own firewall resets", Newcomer, Own::Reset, Connect, all_refused),
     row("never succeeded, own firewall drops", Newcomer, Own::Drop, Hold, all_abandoned)
         .held(FIRST_TIME_OUT, OfAbandoned),
@@ -128,6 +143,14 @@ pub(super) const ROWS: [Row; 18] = [
     row("own firewall resets to one backend", Proven, Own::ResetOne, Connect, refused_by_one),
     row("own firewall says unreachable", Proven, Own::Unreachable, Hold, almost_all_unreachable)
         .held(SECOND_TIME_OUT, Perhaps),
+    row("own firewall says prohibited", Proven, Own::Prohibited, Hold, almost_all_prohibited)
+        .held(SECOND_TIME_OUT, Perhaps),
+    row("own firewall says that nobody is at the port", Proven, Own::NoPort, Hold, almost_all_refused)
+        .held(SECOND_TIME_OUT, Perhaps),
+    row("own firewall drops, gives up after a while", Proven, Own::Drop, Hold, all_abandoned)
+        .held(A_WHILE, Perhaps),
+    row("own firewall drops to one backend, gives up after a while", Proven, Own::DropOne, Hold, silent_by_one)
+        .held(A_WHILE, Perhaps),
     row("own firewall drops, gives up late", Proven, Own::Drop, Hold, all_abandoned)
         .held(FIRST_TIME_OUT, OfAbandoned),
     row("own firewall drops to one backend, gives up late", Proven, Own::DropOne, Hold, silent_by_one)

@@ -164,7 +164,7 @@ pub(super) fn expect_bare() -> Result<()> {
     ensure!(
         cgroups.is_empty(),
         "programs hang on the connect hooks of {} cgroups of this machine, so the bare kernel cannot be measured: end labs \
-         (`isthmus-lab status`) and agents (`isthmus-agent cleanup`) first",
+         (`cargo xtask lab status`) and agents (`isthmus-agent cleanup`) first",
         cgroups.len()
     );
     Ok(())

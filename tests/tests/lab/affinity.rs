@@ -13,7 +13,8 @@ use super::common::{
 
 const GLOBAL: &str = "service.cilium.io/global";
 const SHARED: &str = "service.cilium.io/shared";
-type Annotations = &'static [(&'static str, &'static str)];
+type Annotation = (&'static str, &'static str);
+type Annotations = &'static [Annotation];
 
 const RATE: f64 = 3000.0;
 
@@ -109,30 +110,37 @@ fn global_namespace(lab: &Lab, cluster: &str, global: &str) {
 
 use PodStatus::{NotReady, Ready, Terminating};
 
-/// Affinity, east's pod, west's pod, the clusters that answer a client in east.
-const TIERS: [(&str, PodStatus, PodStatus, &[&str]); 22] = [
-    ("none", Ready, Ready, &["east", "west"]),
-    ("none", NotReady, Ready, &["west"]),
-    ("none", Ready, NotReady, &["east"]),
-    ("none", Terminating, Ready, &["west"]),
-    ("none", Terminating, NotReady, &["east"]),
-    ("none", Terminating, Terminating, &["east", "west"]),
-    ("local", Ready, Ready, &["east"]),
-    ("local", NotReady, Ready, &["west"]),
-    ("local", Ready, NotReady, &["east"]),
-    ("local", Terminating, Ready, &["west"]),
-    ("local", Terminating, Terminating, &["east"]),
-    ("local", NotReady, Terminating, &["west"]),
-    ("local", Terminating, NotReady, &["east"]),
-    ("remote", Ready, Ready, &["west"]),
-    ("remote", Ready, NotReady, &["east"]),
-    ("remote", Ready, Terminating, &["east"]),
-    ("remote", NotReady, Ready, &["west"]),
-    ("remote", Terminating, Terminating, &["west"]),
-    ("remote", Terminating, NotReady, &["east"]),
-    ("remote", NotReady, Terminating, &["west"]),
-    ("sideways", Ready, Ready, &["east", "west"]),
-    ("local", Ready, Ready, &["east"]),
+const NONE: Annotation = (AFFINITY, "none");
+const LOCAL: Annotation = (AFFINITY, "local");
+const REMOTE: Annotation = (AFFINITY, "remote");
+const REMOTE_OF_OLD: Annotation = ("io.cilium/service-affinity", "remote");
+const SIDEWAYS: Annotation = (AFFINITY, "sideways");
+
+/// What east's Service says, east's pod, west's pod, the clusters that answer a client in east.
+const TIERS: [(Annotation, PodStatus, PodStatus, &[&str]); 23] = [
+    (NONE, Ready, Ready, &["east", "west"]),
+    (NONE, NotReady, Ready, &["west"]),
+    (NONE, Ready, NotReady, &["east"]),
+    (NONE, Terminating, Ready, &["west"]),
+    (NONE, Terminating, NotReady, &["east"]),
+    (NONE, Terminating, Terminating, &["east", "west"]),
+    (LOCAL, Ready, Ready, &["east"]),
+    (LOCAL, NotReady, Ready, &["west"]),
+    (LOCAL, Ready, NotReady, &["east"]),
+    (LOCAL, Terminating, Ready, &["west"]),
+    (LOCAL, Terminating, Terminating, &["east"]),
+    (LOCAL, NotReady, Terminating, &["west"]),
+    (LOCAL, Terminating, NotReady, &["east"]),
+    (REMOTE, Ready, Ready, &["west"]),
+    (REMOTE, Ready, NotReady, &["east"]),
+    (REMOTE, Ready, Terminating, &["east"]),
+    (REMOTE, NotReady, Ready, &["west"]),
+    (REMOTE, Terminating, Terminating, &["west"]),
+    (REMOTE, Terminating, NotReady, &["east"]),
+    (REMOTE, NotReady, Terminating, &["west"]),
+    (SIDEWAYS, Ready, Ready, &["east", "west"]),
+    (LOCAL, Ready, Ready, &["east"]),
+    (REMOTE_OF_OLD, Ready, Ready, &["west"]),
 ];
 
 #[test]
@@ -142,13 +150,13 @@ fn tiers_follow_affinity_and_readiness() {
     let mut traffic = client(&lab, "east/client", "east-1");
     traffic.rate(RATE).unwrap();
     for (affinity, east, west, wanted) in TIERS {
-        annotate(&lab, "east", &[(GLOBAL, "true"), (AFFINITY, affinity)]);
+        annotate(&lab, "east", &[(GLOBAL, "true"), affinity]);
         lab.pod("east/backend").unwrap().declare(east).unwrap();
         lab.pod("west/backend").unwrap().declare(west).unwrap();
         expect_answers(
             &mut traffic,
             wanted,
-            &format!("{affinity}: east {east:?}, west {west:?}"),
+            &format!("{affinity:?}: east {east:?}, west {west:?}"),
         );
     }
     for pod in ["east/backend", "west/backend"] {

@@ -169,14 +169,34 @@ impl Node<'_> {
         let answer = self.ask(&["status"])?;
         serde_json::from_value(answer["programs"].clone()).context("`status` has changed its shape")
     }
-    /// BPF link id of each hook, as the kernel tells them: no agent is asked.
+    /// BPF link id of each of the cgroup's hooks, as the kernel tells them: no agent is asked.
     pub fn kernel_links(&self) -> Result<BTreeMap<String, Vec<u32>>> {
-        let mut hooks = BTreeMap::<String, Vec<u32>>::new();
-        for link in self.cgroup_links()? {
-            let hook = link["attach_type"].as_str().unwrap_or_default().to_owned();
-            hooks.entry(hook).or_default().extend(number(&link["id"]));
-        }
-        Ok(hooks)
+        Ok(by_hook(&self.cgroup_links()?, "attach_type"))
+    }
+    /// BPF links at tracepoints of the machine, by tracepoint, whose programs use what this node's sockets remember: no
+    /// agent is asked. While a program is replaced there are both.
+    pub fn kernel_tracepoints(&self) -> Result<BTreeMap<String, Vec<u32>>> {
+        // Older than any version of the other maps, and never replaced.
+        let pin = self.plan().pins().join("sockets").display().to_string();
+        let sockets = bpftool(&["map", "show", "pinned", &pin])?["id"].take();
+        let programs = || -> Result<BTreeSet<u32>> {
+            let programs = bpftool(&["prog", "show"])?;
+            let of_the_node = programs.as_array().into_iter().flatten().filter(|program| {
+                let maps = program["map_ids"].as_array();
+                maps.is_some_and(|maps| maps.contains(&sockets))
+            });
+            Ok(of_the_node.filter_map(|p| number(&p["id"])).collect())
+        };
+        // A link's program may be newer than the first look at programs, or be gone at the second; not both.
+        let mut ours = programs()?;
+        let links = bpftool(&["link", "show"])?;
+        ours.extend(programs()?);
+        let mut links = links.as_array().cloned().unwrap_or_default();
+        links.retain(|link| {
+            link["type"] == "raw_tracepoint"
+                && number(&link["prog_id"]).is_some_and(|program| ours.contains(&program))
+        });
+        Ok(by_hook(&links, "tp_name"))
     }
     /// The program behind each BPF link of the node's cgroup, as the kernel tells them.
     pub fn kernel_programs(&self) -> Result<BTreeMap<u32, u32>> {
@@ -315,6 +335,16 @@ impl KernelCounts {
 }
 
 const SOON: Duration = Duration::from_secs(15);
+
+/// Links' ids by what `key` says of each.
+fn by_hook(links: &[serde_json::Value], key: &str) -> BTreeMap<String, Vec<u32>> {
+    let mut hooks = BTreeMap::<String, Vec<u32>>::new();
+    for link in links {
+        let hook = link[key].as_str().unwrap_or_default().to_owned();
+        hooks.entry(hook).or_default().extend(number(&link["id"]));
+    }
+    hooks
+}
 
 fn number(json: &serde_json::Value) -> Option<u32> {
     json.as_u64().and_then(|number| u32::try_from(number).ok())

@@ -2,10 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use isthmus_agent::datapath::{HookKind, LoadPlan, MapSizes, ProgramPlan};
 use isthmus_tests::{Frontend, Lab, Node, PodStatus, Requests, Traffic, wait_until};
 
 use super::common::{
@@ -36,21 +38,46 @@ fn full_traffic(lab: &Lab, frontends: &[Frontend]) -> Traffic {
     traffic
 }
 
-/// Watches the hooks of a node while `work` is done: every link that was there stays, without a gap.
+/// Fewest looks at the hooks while something is done, a quarter of what two busy cores make.
+const LOOKS: u32 = 25;
+
+/// Links on the cgroup's hooks, and at tracepoints, that the datapath's plan asks for.
+fn planned() -> (usize, BTreeSet<&'static str>) {
+    let sizes = MapSizes {
+        services: 1,
+        backends: 1,
+        ring_slots: 1,
+        affinity: 1,
+    };
+    let programs = LoadPlan::new(Path::new("/"), sizes).programs;
+    let is_tracepoint = |program: &&ProgramPlan| program.hook == HookKind::Tracepoint;
+    let tracepoints = programs.iter().filter(is_tracepoint).map(|p| p.name);
+    let tracepoints: BTreeSet<_> = tracepoints.collect();
+    (programs.len() - tracepoints.len(), tracepoints)
+}
+
+/// Watches the hooks of a node while `work` is done. On the cgroup every link that was there stays, without a gap. At a
+/// tracepoint a new one comes before the old one goes: there is always one, and for a moment two.
 fn watching_links<T>(node: Node<'_>, work: impl FnOnce() -> T) -> T {
+    let (hooks, tracepoints) = planned();
     let before = node.kernel_links().unwrap();
-    assert!(before.len() >= 4, "programs on too few hooks: {before:?}");
+    assert_eq!(before.len(), hooks, "hooks: {before:?}");
+    assert!(before.values().all(|links| links.len() == 1), "{before:?}");
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let watch = scope.spawn(|| {
             let mut looks = 0;
             while !done.load(Ordering::Relaxed) {
                 let now = node.kernel_links().unwrap();
+                let name = node.name();
                 assert_eq!(
-                    now,
-                    before,
-                    "the links of {} changed after {looks} looks",
-                    node.name()
+                    now, before,
+                    "the links of {name} changed after {looks} looks"
+                );
+                let now = node.kernel_tracepoints().unwrap();
+                assert!(
+                    now.keys().eq(&tracepoints) && now.values().all(|links| links.len() <= 2),
+                    "at the tracepoints of {name} after {looks} looks: {now:?}"
                 );
                 looks += 1;
             }
@@ -60,7 +87,8 @@ fn watching_links<T>(node: Node<'_>, work: impl FnOnce() -> T) -> T {
         let end = SetAtEnd(&done);
         let result = work();
         drop(end);
-        assert!(watch.join().unwrap() > 0, "nobody looked");
+        let looks = watch.join().unwrap();
+        assert!(looks >= LOOKS, "{looks} looks at the hooks");
         result
     })
 }

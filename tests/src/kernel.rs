@@ -90,11 +90,22 @@ pub fn map_row(map: u32, key: &[u8]) -> Result<Vec<u8>> {
     let mut arguments = vec!["map", "lookup", "id", &map, "key"];
     arguments.extend(key.iter().map(String::as_str));
     let row = bpftool(&arguments)?;
+    bytes(&row["value"]).with_context(|| format!("bpftool shows no value of map {map}: {row}"))
+}
+
+/// Key and value of all rows of a map, as bytes.
+pub fn map_rows(map: u32) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let map = map.to_string();
+    let rows = bpftool(&["map", "dump", "id", &map])?;
+    let row = |row: &Value| Some((bytes(&row["key"])?, bytes(&row["value"])?));
+    let rows = rows.as_array().map(|rows| rows.iter().map(row).collect());
+    rows.flatten()
+        .with_context(|| format!("bpftool dumps map {map} in another shape than bytes"))
+}
+
+fn bytes(shown: &Value) -> Option<Vec<u8>> {
     let byte = |v: &Value| u8::from_str_radix(v.as_str()?.trim_start_matches("0x"), 16).ok();
-    let bytes: Option<Vec<u8>> = row["value"]
-        .as_array()
-        .and_then(|bytes| bytes.iter().map(byte).collect());
-    bytes.with_context(|| format!("bpftool shows no value of map {map}: {row}"))
+    shown.as_array()?.iter().map(byte).collect()
 }
 
 /// Entries of a directory, hidden ones left out; none if it is not there.

@@ -1,5 +1,6 @@
 //! The demo: one service in two clusters, told as a story in which every number is measured and every claim is checked.
 
+mod explore;
 mod killed;
 mod steps;
 mod voice;
@@ -134,7 +135,8 @@ impl Story {
                 .down()
                 .context("the demo went well, but its lab could not be removed")?;
         } else {
-            self.voice.commands(&self.lab, &self.frontend)?;
+            self.voice
+                .commands(&explore::lines(&self.lab, &self.frontend)?);
             self.lab.keep()?;
         }
         ensure!(

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use isthmus_agent::datapath::VERSION_PREFIX;
 use serde::Deserialize;
 
 use crate::health::connects_of;
@@ -273,6 +275,16 @@ impl Node<'_> {
             .and_then(|m| m["mapId"].as_u64());
         id.and_then(|id| u32::try_from(id).ok())
             .with_context(|| format!("`status` names no map {name}"))
+    }
+    /// Where a map of the agent's is pinned. No agent is asked; none may be changing over to another version of the maps.
+    pub fn map_pin(&self, name: &str) -> Result<PathBuf> {
+        let pins = self.plan().pins();
+        let entries = std::fs::read_dir(&pins).with_context(|| pins.display().to_string())?;
+        let versions = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
+        let mut versions = versions.filter(|name| name.starts_with(VERSION_PREFIX));
+        let version = versions.next();
+        let version = version.with_context(|| format!("{} holds no maps", pins.display()))?;
+        Ok(pins.join(version).join(name))
     }
     /// Begins to count the connects of a service's frontend. No connect may be under way, here and at [`Self::counted`].
     pub fn count_from_here(&self, frontend: &Frontend) -> Result<KernelCounts> {

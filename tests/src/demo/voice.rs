@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::Result;
 use isthmus_tests::client::{self, Report};
-use isthmus_tests::{Frontend, Lab};
 use serde_json::{Value, json};
 
 use crate::commands::say;
@@ -106,41 +105,11 @@ impl Voice {
             &format!("\n$ {command}      (exit {exit})\n{}", text.trim_end()),
         );
     }
-    pub(crate) fn commands(&mut self, lab: &Lab, frontend: &Frontend) -> Result<()> {
-        let binaries = lab.programs().dir().canonicalize()?;
-        let bin = binaries.display();
-        let target = frontend.target()?;
-        let east = lab.cluster("east")?;
-        let socket = lab.node("east-1")?.agent_socket();
-        let pins = lab.node("east-1")?.plan().pins();
-        let lines = [
-            format!("{bin}/isthmus-lab status demo"),
-            format!(
-                "{bin}/isthmus-lab exec demo east/client -- {bin}/isthmus-lab client --target {target} --rate 1000"
-            ),
-            format!(
-                "{bin}/isthmus-lab exec demo east/client -- bash -c 'while sleep 0.2; do cat < /dev/tcp/{}/{}; done'",
-                target.ip(),
-                target.port()
-            ),
-            format!(
-                "$EDITOR {}",
-                east.manifests().path("service-backend.yaml").display()
-            ),
-            format!("{bin}/agentctl --socket {} service list", socket.display()),
-            format!("{bin}/agentctl --socket {} bpf lb list", socket.display()),
-            format!(
-                "find {} -type p -o -type f | head; bpftool map show",
-                pins.display()
-            ),
-            format!("kill -9 {}", lab.node("east-1")?.agent_pid()?),
-            format!("{bin}/isthmus-lab down demo"),
-        ];
+    pub(crate) fn commands(&mut self, lines: &[String]) {
         self.tell(
             json!({"commands": lines}),
             &format!("\nThe lab is still up. Try:\n  {}", lines.join("\n  ")),
         );
-        Ok(())
     }
     pub(crate) fn end(mut self, all: &Report, why: &str, took: Duration, kept: bool) -> Result<()> {
         let seconds = took.as_secs_f64();

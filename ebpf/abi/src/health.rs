@@ -136,21 +136,14 @@ impl HealthState {
     /// After the trial by the client of `mark` failed.
     #[must_use]
     pub const fn ejected_by(until: u64, doublings: u32, mark: u32) -> Self {
-        Self(
-            until << 16
-                | (mark as u64 & 0xff) << 8
-                | Self::capped(doublings) << 2
-                | health_kind::EJECTED as u64,
-        )
+        Self::timed(until, doublings, mark, health_kind::EJECTED)
     }
     #[must_use]
     pub const fn trial(deadline: u64, doublings: u32, mark: u32) -> Self {
-        Self(
-            deadline << 16
-                | (mark as u64 & 0xff) << 8
-                | Self::capped(doublings) << 2
-                | health_kind::TRIAL as u64,
-        )
+        Self::timed(deadline, doublings, mark, health_kind::TRIAL)
+    }
+    const fn timed(time: u64, doublings: u32, mark: u32, kind: u8) -> Self {
+        Self(time << 16 | (mark as u64 & 0xff) << 8 | Self::capped(doublings) << 2 | kind as u64)
     }
     const fn capped(doublings: u32) -> u64 {
         if doublings > Self::DOUBLINGS_MAX {

@@ -3,19 +3,23 @@
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use isthmus_abi::{
     BackendHealthRow, EPOCH_SHIFT, EndpointRow, HealthState, ServiceHealthRow, ServiceRow,
     Standing, health_kind,
 };
+use isthmus_test_programs::map_by_id;
 
 use crate::client::monotonic;
 use crate::kernel::map_row;
 use crate::lab::Node;
 use crate::view::Frontend;
 
-/// Where the rows of one frontend's service are, as long as no backend comes or goes.
+/// Where the rows of one frontend's service are, as long as no backend comes or goes. When another version of the maps has
+/// taken over, they can still be read.
 #[derive(Clone, Debug)]
 pub struct KernelHealth {
     rows: u32,
@@ -24,6 +28,7 @@ pub struct KernelHealth {
     service: u32,
     /// Backend ids.
     backends: BTreeMap<SocketAddr, u32>,
+    _held: Arc<[OwnedFd; 3]>,
 }
 
 /// A backend's rows.
@@ -49,6 +54,13 @@ pub struct ServiceCounts {
 }
 
 impl ServiceCounts {
+    /// Of a row that nothing was counted in.
+    pub const NONE: Self = Self {
+        refused: 0,
+        all_ejected: 0,
+        ejections: 0,
+        standing: [Standing(0); 2],
+    };
     /// Whether the client of this mark stands at the service now: its failures count.
     #[must_use]
     pub fn stands(&self, mark: u32) -> bool {
@@ -59,6 +71,15 @@ impl ServiceCounts {
 }
 
 impl BackendCounts {
+    /// Of a row that nothing was counted in.
+    pub const NONE: Self = Self {
+        connects: 0,
+        state: HealthState(0),
+        refused: 0,
+        unreachable: 0,
+        timed_out: 0,
+        unanswered: 0,
+    };
     /// Left out of draws, but for a trial.
     #[must_use]
     pub fn is_out(&self) -> bool {
@@ -93,11 +114,18 @@ impl Node<'_> {
             .with_context(|| format!("{} is not in the kernel", frontend.service))?;
         let place =
             |b: &crate::view::Backend| Some((SocketAddr::new(b.address, b.port), b.backend_id?));
+        let [rows, failures, services] = [
+            self.map_id("backends")?,
+            self.map_id("backend_failures")?,
+            self.map_id("services")?,
+        ];
+        let held = [map_by_id(rows)?, map_by_id(failures)?, map_by_id(services)?];
         Ok(KernelHealth {
-            rows: self.map_id("backends")?,
-            failures: self.map_id("backend_failures")?,
-            services: self.map_id("services")?,
+            rows,
+            failures,
+            services,
             service,
+            _held: Arc::new(held),
             backends: frontend.backends.iter().filter_map(place).collect(),
         })
     }

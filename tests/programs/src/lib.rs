@@ -9,3 +9,4 @@ mod sys;
 
 pub use earlier::Earlier;
 pub use hook::{CONNECT4, GETPEERNAME4, Program};
+pub use sys::map_by_id;

@@ -11,6 +11,7 @@ use zerocopy::{Immutable, IntoBytes};
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const PROG_LOAD: libc::c_long = 5;
 const OBJ_PIN: libc::c_long = 6;
+const MAP_GET_FD_BY_ID: libc::c_long = 14;
 const LINK_CREATE: libc::c_long = 28;
 
 /// `struct bpf_insn` (RFC 9669).
@@ -136,6 +137,27 @@ pub(crate) fn obj_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
         flags: 0,
     };
     bpf(OBJ_PIN, &attr).map(drop)
+}
+
+#[repr(C)]
+#[derive(IntoBytes, Immutable)]
+struct IdAttr {
+    id: u32,
+    next: u32,
+    flags: u32,
+}
+
+/// A descriptor of any map of the machine. As long as it is open, the map lives, whoever else lets it go.
+///
+/// # Errors
+/// If there is no such map.
+pub fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+    let attr = IdAttr {
+        id,
+        next: 0,
+        flags: 0,
+    };
+    bpf_fd(MAP_GET_FD_BY_ID, &attr)
 }
 
 /// The link's number, as the kernel tells it of a descriptor.

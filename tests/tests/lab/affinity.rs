@@ -2,13 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
-use isthmus_tests::{Lab, PodStatus};
+use isthmus_tests::{Lab, PodStatus, Requests};
 use serde_json::json;
 
 use super::books::Ledger;
 use super::common::{
-    AFFINITY, SERVICE, TWO_SMALL, client, collect_until, expect_all_translated, expect_answers,
-    running, service,
+    AFFINITY, PORT, SERVICE, TWO_SMALL, client, collect_until, expect_all_translated,
+    expect_answers, running, service,
 };
 
 const GLOBAL: &str = "service.cilium.io/global";
@@ -197,6 +197,15 @@ fn a_cluster_lends_the_families_that_its_peers_ask_for() {
             "{frontend:?}"
         );
     }
+    let east = lab.node("east-1").unwrap();
+    let ledger = Ledger::open(east, SERVICE);
+    let target = east.frontend(SERVICE, PORT, true).unwrap().target();
+    let requests = Requests::to(&format!("{}={SERVICE}", target.unwrap())).unwrap();
+    let mut traffic = lab.pod("east/client").unwrap().traffic(&requests).unwrap();
+    traffic.rate(RATE).unwrap();
+    expect_answers(&mut traffic, &["east", "west"], "by IPv6");
+    ledger.balance_with(&mut traffic);
+    expect_all_translated(&lab);
 }
 
 /// The peer's mesh server is dead, its pods are not: they serve only when nothing else does.
@@ -245,6 +254,10 @@ fn a_silent_peers_backends_are_dropped_after_the_ttl() {
     let east = lab.node("east-1").unwrap();
     east.wait_frontend(SERVICE, 8080, "has both backends", |f| f.serving() == 2)
         .unwrap();
+    let ledger = Ledger::open(east, SERVICE);
+    let mut traffic = client(&lab, "east/client", "east-1");
+    traffic.rate(RATE).unwrap();
+    expect_answers(&mut traffic, &["east", "west"], "before");
     lab.cluster("west").unwrap().kill_mesh().unwrap();
     let (took, _) = east.wait_peer("west", "dropped").unwrap();
     assert!(took.as_secs_f64() > 1.5, "dropped after {took:?} already");
@@ -252,7 +265,12 @@ fn a_silent_peers_backends_are_dropped_after_the_ttl() {
         .wait_frontend(SERVICE, 8080, "has its own only", |f| f.backends.len() == 1)
         .unwrap();
     assert_eq!(frontend.backends[0].cluster, "east");
+    expect_answers(&mut traffic, &["east"], "without it");
     lab.cluster("west").unwrap().start_mesh(&[]).unwrap();
     east.wait_frontend(SERVICE, 8080, "has both backends", |f| f.serving() == 2)
         .unwrap();
+    expect_answers(&mut traffic, &["east", "west"], "after");
+    assert_eq!(traffic.total().failed(), 0, "{:?}", traffic.total());
+    ledger.balance_with(&mut traffic);
+    expect_all_translated(&lab);
 }

@@ -4,14 +4,24 @@
 
 use isthmus_tests::client::{self, Report};
 use isthmus_tests::hostile::Account;
-use isthmus_tests::{BackendCounts, KernelHealth, Node, ServiceCounts, Traffic};
+use isthmus_tests::{BackendCounts, Frontend, KernelHealth, Node, ServiceCounts, Traffic};
 
-/// Opened while nothing is under way.
+/// Of some frontends, each a service to the kernel. Opened while nothing is under way.
 pub(crate) struct Books {
-    families: Vec<(KernelHealth, ServiceCounts, Vec<BackendCounts>)>,
+    rows: Vec<Rows>,
+    /// By maps that others have taken the place of since.
+    earlier: Counted,
 }
 
-/// What was counted since, over both families of the service.
+/// Of one frontend, and what they held when its books were opened.
+struct Rows {
+    frontend: Frontend,
+    health: KernelHealth,
+    service: ServiceCounts,
+    backends: Vec<BackendCounts>,
+}
+
+/// What was counted since, over all of the frontends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Counted {
     pub(crate) connects: u64,
@@ -41,36 +51,73 @@ pub(crate) struct Told {
 }
 
 impl Books {
+    /// Of a service's port by TCP, over both families.
     pub(crate) fn open(node: Node<'_>, service: &str, port: u16) -> Self {
-        let family = |v6| {
-            let health = node
-                .health_of(&node.frontend(service, port, v6).unwrap())
-                .unwrap();
-            let backends = health.backends().unwrap().into_values().collect();
-            let service = health.service().unwrap();
-            (health, service, backends)
-        };
+        let family = |v6| node.frontend(service, port, v6).unwrap();
+        Self::of(node, [false, true].map(family))
+    }
+
+    pub(crate) fn of(node: Node<'_>, frontends: impl IntoIterator<Item = Frontend>) -> Self {
+        let rows = frontends.into_iter().map(|frontend| {
+            let health = node.health_of(&frontend).unwrap();
+            Rows {
+                service: health.service().unwrap(),
+                backends: health.backends().unwrap().into_values().collect(),
+                frontend,
+                health,
+            }
+        });
         Self {
-            families: [false, true].map(family).into(),
+            rows: rows.collect(),
+            earlier: Counted::default(),
+        }
+    }
+
+    /// An agent has put other maps in the place of these: sums go on from what these hold, which nothing writes any more, and
+    /// from the others' beginning, which is nothing.
+    ///
+    /// A failure is counted by the program that watches when it comes. That one is replaced a moment before those that draw:
+    /// a failure in between is looked for in the new maps, and found there as long as they give the backend the same id.
+    pub(crate) fn change_over(&mut self, node: Node<'_>) {
+        self.earlier = Counted {
+            out: 0,
+            ..self.since()
+        };
+        let all = node.frontends().unwrap();
+        for rows in &mut self.rows {
+            let same = |f: &&Frontend| {
+                let is_port = f.service == rows.frontend.service && f.port == rows.frontend.port;
+                is_port
+                    && (&f.protocol, f.address) == (&rows.frontend.protocol, rows.frontend.address)
+            };
+            let health = node.health_of(all.iter().find(same).unwrap()).unwrap();
+            rows.service = ServiceCounts::NONE;
+            rows.backends = vec![BackendCounts::NONE; health.backends().unwrap().len()];
+            rows.health = health;
         }
     }
 
     /// Of each backend's address.
     pub(crate) fn since_by_backend(&self) -> Vec<BackendCounts> {
-        let family = |(health, _, before): &(KernelHealth, _, Vec<BackendCounts>)| {
-            let now = health.backends().unwrap().into_values();
-            let since = now.zip(before).map(|(now, before)| now.since(before));
+        let of_one = |rows: &Rows| {
+            let now = rows.health.backends().unwrap().into_values();
+            let since = now.zip(&rows.backends);
+            let since = since.map(|(now, before)| now.since(before));
             since.collect::<Vec<_>>()
         };
-        self.families.iter().flat_map(family).collect()
+        self.rows.iter().flat_map(of_one).collect()
     }
 
     pub(crate) fn since(&self) -> Counted {
-        let mut sum = Counted::default();
-        for (health, service, _) in &self.families {
-            let now = health.service().unwrap();
-            sum.ejections += now.ejections - service.ejections;
-            sum.all_ejected += now.all_ejected - service.all_ejected;
+        let mut sum = self.earlier;
+        for rows in &self.rows {
+            let now = rows.health.service().unwrap();
+            sum.ejections += now.ejections - rows.service.ejections;
+            sum.all_ejected += now.all_ejected - rows.service.all_ejected;
+            // By the datapath, for want of a backend: it was sent to none.
+            let by_us = now.refused - rows.service.refused;
+            sum.connects += by_us;
+            sum.refused += by_us;
         }
         for since in self.since_by_backend() {
             sum.connects += since.connects;
@@ -85,8 +132,38 @@ impl Books {
 
     /// Whether the client of this mark stands at the service, at both of its families.
     pub(crate) fn stands(&self, mark: u32) -> bool {
-        let mut services = self.families.iter().map(|(health, ..)| health.service());
+        let mut services = self.rows.iter().map(|rows| rows.health.service());
         services.all(|service| service.unwrap().stands(mark))
+    }
+}
+
+/// A client, and books of all that it asks.
+pub(crate) struct Opened {
+    pub(crate) books: Books,
+    /// What it had told when they were opened.
+    pub(crate) before: Told,
+}
+
+impl Opened {
+    /// The client rests, and asks for these frontends only from here on; nobody else does.
+    pub(crate) fn of(
+        node: Node<'_>,
+        frontends: impl IntoIterator<Item = Frontend>,
+        traffic: &mut Traffic,
+    ) -> Self {
+        traffic.pause().unwrap();
+        Self {
+            books: Books::of(node, frontends),
+            before: Told::by_client(traffic.total()),
+        }
+    }
+
+    /// The books balance with all that the client told since. It rests then.
+    pub(crate) fn balance(&self, name: &str, traffic: &mut Traffic) -> Counted {
+        traffic.pause().unwrap();
+        let kernel = self.books.since();
+        kernel.balance(name, Told::by_client(traffic.total()).since(self.before));
+        kernel
     }
 }
 
@@ -94,6 +171,15 @@ impl Books {
 const UNREACHABLE: [&str; 3] = ["EHOSTUNREACH", "ENETUNREACH", "EACCES"];
 
 impl Told {
+    /// Connects, or flows without one, that all live.
+    pub(crate) fn established(connects: u64) -> Self {
+        Self {
+            connects,
+            established: connects,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn by_client(report: &Report) -> Self {
         let failed = |how| report.failed_by(how);
         let unreachable = report.failures.iter();
@@ -147,14 +233,35 @@ impl Told {
     }
 }
 
-/// Books of a service whose backends come and go, by its node's metrics, which outlive them. One agent lives all the time.
+/// Books of services whose backends come and go, by their node's metrics, which outlive them. One agent lives all the time.
 pub(crate) struct Ledger<'a> {
     node: Node<'a>,
-    service: &'static str,
+    services: Vec<String>,
     before: Sums,
 }
 
-/// Of a service, over all of its backends there ever were.
+/// What the node's agent says to Prometheus.
+pub(crate) fn page(node: Node<'_>) -> String {
+    let (status, body) = node.agent_http("/metrics").unwrap();
+    assert_eq!(status, 200, "{body}");
+    body
+}
+
+/// Sum over the series of a counter whose labels begin so, and hold `label`.
+fn counted(page: &str, name: &str, labels: &str, label: &str) -> u64 {
+    let head = format!("isthmus_{name}_total{{{labels}");
+    let series = page.lines().filter(|line| line.starts_with(&head));
+    let series = series.filter(|line| line.contains(label));
+    let values = series.filter_map(|line| line.rsplit(' ').next());
+    values.map(|value| value.parse::<u64>().unwrap()).sum()
+}
+
+/// Connects that the node's datapath ever refused, to whichever service.
+pub(crate) fn refused_by(node: Node<'_>) -> u64 {
+    counted(&page(node), "refused_connects", "", "")
+}
+
+/// Of services, over all of its backends there ever were.
 #[derive(Clone, Copy, Debug)]
 struct Sums {
     connects: u64,
@@ -166,38 +273,41 @@ struct Sums {
 }
 
 impl Sums {
-    fn read(node: Node<'_>, service: &str) -> Self {
-        let (status, page) = node.agent_http("/metrics").unwrap();
-        assert_eq!(status, 200, "{page}");
+    fn read(node: Node<'_>, services: &[String]) -> Self {
+        let page = page(node);
         let sum = |name: &str, reason: &str| {
-            let head = format!("isthmus_service_{name}_total{{service=\"{service}\"");
-            let of_service = page.lines().filter(|line| line.starts_with(&head));
-            let of_reason = of_service.filter(|line| line.contains(reason));
-            let values = of_reason.filter_map(|line| line.rsplit(' ').next());
-            values.map(|value| value.parse::<u64>().unwrap()).sum()
+            let of_service = |service| {
+                let label = format!("service=\"{service}\"");
+                counted(&page, name, &label, reason)
+            };
+            services.iter().map(of_service).sum()
         };
         Self {
-            connects: sum("connects", ""),
-            refused: sum("failed_connects", "reason=\"refused\""),
-            unreachable: sum("failed_connects", "reason=\"unreachable\""),
-            timed_out: sum("failed_connects", "reason=\"timed_out\""),
-            refused_by_us: sum("refused_connects", ""),
+            connects: sum("service_connects", ""),
+            refused: sum("service_failed_connects", "reason=\"refused\""),
+            unreachable: sum("service_failed_connects", "reason=\"unreachable\""),
+            timed_out: sum("service_failed_connects", "reason=\"timed_out\""),
+            refused_by_us: sum("service_refused_connects", ""),
         }
     }
 }
 
 impl<'a> Ledger<'a> {
-    pub(crate) fn open(node: Node<'a>, service: &'static str) -> Self {
+    pub(crate) fn open(node: Node<'a>, service: &str) -> Self {
+        Self::of(node, vec![service.to_owned()])
+    }
+
+    pub(crate) fn of(node: Node<'a>, services: Vec<String>) -> Self {
         Self {
-            before: Sums::read(node, service),
+            before: Sums::read(node, &services),
             node,
-            service,
+            services,
         }
     }
 
     /// As [`Counted::balance`], with all that clients told since. What the datapath refused was sent to no backend.
     pub(crate) fn balance(&self, told: Told) {
-        let (before, now) = (self.before, Sums::read(self.node, self.service));
+        let (before, now) = (self.before, Sums::read(self.node, &self.services));
         let by_us = now.refused_by_us - before.refused_by_us;
         let kernel = Counted {
             connects: now.connects - before.connects + by_us,
@@ -206,7 +316,7 @@ impl<'a> Ledger<'a> {
             timed_out: now.timed_out - before.timed_out,
             ..Counted::default()
         };
-        kernel.balance(self.service, told);
+        kernel.balance(&self.services.join(", "), told);
     }
 
     /// The same, with one client's word, which makes no more requests.

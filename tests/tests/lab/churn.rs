@@ -4,12 +4,15 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use isthmus_tests::client::REFUSED;
 use isthmus_tests::{Lab, PodStatus, Requests, Traffic};
 use serde_json::Value;
 
+use super::books::{Ledger, Told, refused_by};
 use super::common::{named_service, world};
 
 /// Services that stay, on ports 9000…, and services that come and go, on ports 9100….
@@ -78,15 +81,15 @@ fn passing(n: u16, round: u64) -> Value {
     service
 }
 
-/// `ADDRESS:PORT=SERVICE` of the services that stay, both families.
-fn staying_targets() -> Vec<String> {
+/// `ADDRESS:PORT=SERVICE` of services that stay, both families.
+fn staying_targets(services: Range<u16>) -> Vec<String> {
     let pair = |n: u16| {
         [
             format!("10.96.1.{}:80=production/s{n}", n + 1),
             format!("[fd00:10:96::1:{:x}]:80=production/s{n}", n + 1),
         ]
     };
-    (0..SERVICES).flat_map(pair).collect()
+    services.flat_map(pair).collect()
 }
 
 /// All addresses of the services that come and go.
@@ -164,6 +167,10 @@ fn churn(lab: &Lab, done: &AtomicBool, changes: &AtomicU64) {
     }
 }
 
+fn requests(traffic: &Traffic) -> u64 {
+    traffic.total().requests
+}
+
 /// Says that it is over when it is left.
 struct OnDrop<'a>(&'a AtomicBool);
 
@@ -198,10 +205,24 @@ fn a_connect_never_reaches_another_services_backend() {
     }
 
     let start = Instant::now();
-    let mut tcp = spin(&lab, "east/client", &staying_targets(), |r| r.workers(1));
-    let mut udp = spin(&lab, "east/client", &staying_targets(), |r| {
-        r.udp(16).workers(2)
+    let [client, stranger] = ["east/client", "east/stranger"].map(|name| {
+        let pod = lab.pod(name).unwrap();
+        lab.node(&pod.plan().node.name).unwrap()
     });
+    assert_ne!(client.name(), stranger.name());
+    // What is counted for a name goes from the metrics with the name: books are of those whose names stay.
+    let named = (HANDED..SERVICES).map(|n| format!("production/s{n}"));
+    let ledger = Ledger::of(client, named.collect());
+    let refused = [client, stranger].map(refused_by);
+    let of_clients = |udp: bool| {
+        [0..HANDED, HANDED..SERVICES].map(|services| {
+            spin(&lab, "east/client", &staying_targets(services), |r| {
+                let requests = r.workers(1);
+                if udp { requests.udp(16) } else { requests }
+            })
+        })
+    };
+    let mut clients = [of_clients(false), of_clients(true)];
     let mut strangers = [false, true].map(|udp| {
         spin(&lab, "east/stranger", &passing_targets(), |r| {
             let requests = r.workers(1);
@@ -215,7 +236,7 @@ fn a_connect_never_reaches_another_services_backend() {
         let _done = OnDrop(&done);
         let (mut made, mut at) = (0, Instant::now());
         while made < connects {
-            for traffic in [&mut tcp, &mut udp].into_iter().chain(&mut strangers) {
+            for traffic in clients.as_flattened_mut().iter_mut().chain(&mut strangers) {
                 let report = traffic.mark().unwrap();
                 assert!(
                     report.wrong == 0,
@@ -224,7 +245,7 @@ fn a_connect_never_reaches_another_services_backend() {
                     report.told
                 );
             }
-            let now = tcp.total().requests + udp.total().requests;
+            let now = clients.as_flattened().iter().map(requests).sum();
             if now > made {
                 (made, at) = (now, Instant::now());
             }
@@ -232,10 +253,10 @@ fn a_connect_never_reaches_another_services_backend() {
             std::thread::sleep(Duration::from_millis(50));
         }
     });
-    for traffic in [&mut tcp, &mut udp].into_iter().chain(&mut strangers) {
+    for traffic in clients.as_flattened_mut().iter_mut().chain(&mut strangers) {
         traffic.pause().unwrap();
     }
-    for traffic in [&tcp, &udp] {
+    for traffic in clients.as_flattened() {
         let total = traffic.total();
         assert_eq!(
             (total.failed(), total.wrong),
@@ -251,16 +272,25 @@ fn a_connect_never_reaches_another_services_backend() {
         assert_eq!(total.wrong, 0, "{:?}", total.told);
         assert!(total.answered() > 0, "{total:?}");
     }
-    let client = lab.pod("east/client").unwrap();
-    let node = lab.node(&client.plan().node.name).unwrap();
-    assert_eq!(node.untranslated().unwrap(), 0, "untranslated packets");
+    assert_eq!(client.untranslated().unwrap(), 0, "untranslated packets");
+    let told = clients
+        .each_ref()
+        .map(|[_, named]| Told::by_client(named.total()));
+    ledger.balance(told[0].and(told[1]));
+    // Sums of services that come and go do not last; but of all that a node refused there is one.
+    let by_strangers = strangers.each_ref().map(|t| t.total().failed_by(REFUSED));
+    let refused = [
+        refused_by(client) - refused[0],
+        refused_by(stranger) - refused[1],
+    ];
+    assert_eq!(refused, [0, by_strangers.iter().sum()]);
     let changes = changes.into_inner();
     assert!(changes > 1000, "only {changes} changes");
     eprintln!(
         "{} TCP and {} UDP connects through {changes} changes in {:.1} s: 0 wrong, 0 failed, 0 untranslated; {} beside",
-        tcp.total().requests,
-        udp.total().requests,
+        clients[0].iter().map(requests).sum::<u64>(),
+        clients[1].iter().map(requests).sum::<u64>(),
         start.elapsed().as_secs_f64(),
-        strangers.iter().map(|t| t.total().requests).sum::<u64>()
+        strangers.iter().map(requests).sum::<u64>()
     );
 }

@@ -6,8 +6,9 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
 use isthmus_test_programs as programs;
-use isthmus_tests::{Lab, Node, Requests};
+use isthmus_tests::{Lab, Node, Requests, Traffic};
 
+use super::books::{Ledger, Told};
 use super::common::{
     ALONE, PORT, SERVICE, at_least, named_service, running, started, wait_status, world,
 };
@@ -54,7 +55,7 @@ fn rules_saw_boths(node: Node<'_>) -> u64 {
 }
 
 /// 200 requests that must all be answered, by both backends.
-fn expect_served(lab: &Lab, target: &str) {
+fn expect_served(lab: &Lab, target: &str) -> Traffic {
     let mut traffic = lab
         .pod("client")
         .unwrap()
@@ -64,6 +65,13 @@ fn expect_served(lab: &Lab, target: &str) {
     let report = at_least(&mut traffic, 200);
     assert_eq!(report.failed(), 0, "{target}: {:?}", report.told);
     assert_eq!(report.answers.len(), 2, "{target}: {:?}", report.answers);
+    traffic
+}
+
+/// The same by us.
+fn expect_served_by_us(lab: &Lab, target: &str, service: &str) {
+    let ledger = Ledger::open(lab.node("east-1").unwrap(), service);
+    ledger.balance_with(&mut expect_served(lab, target));
 }
 
 #[test]
@@ -89,9 +97,14 @@ fn a_miss_passes_to_kube_proxys_rules_and_a_hit_never_meets_them() {
         .unwrap()
         .target()
         .unwrap();
-    expect_served(&lab, &ours.to_string());
+    let all = Ledger::of(
+        node,
+        vec![SERVICE.to_owned(), "production/boths".to_owned()],
+    );
     expect_served(&lab, &format!("{THEIRS}:80"));
-    expect_served(&lab, &format!("{BOTHS}:80"));
+    all.balance(Told::default());
+    expect_served_by_us(&lab, &ours.to_string(), SERVICE);
+    expect_served_by_us(&lab, &format!("{BOTHS}:80"), "production/boths");
     assert_eq!(
         rules_saw_boths(node),
         0,
@@ -162,7 +175,7 @@ fn a_foreign_program_before_ours_is_a_fault_and_one_after_ours_is_listed() {
         "{said}"
     );
     assert!(said.contains("attach it after ours"), "a way out: {said}");
-    expect_served(&lab, &ours);
+    expect_served_by_us(&lab, &ours, SERVICE);
 
     // A restarted agent keeps its place on the hook, so the other stays before it; on other hooks nobody is.
     node.stop_agent().unwrap();
@@ -187,7 +200,7 @@ fn a_foreign_program_before_ours_is_a_fault_and_one_after_ours_is_listed() {
             ("trivial", "3 of 3", "foreign"),
         ],
     );
-    expect_served(&lab, &ours);
+    expect_served_by_us(&lab, &ours, SERVICE);
     drop(after);
     wait_status(node, 0, "1 of 1");
 

@@ -2,13 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
-use isthmus_tests::{Lab, Node, PodStatus, Requests, Traffic, wait_for};
+use isthmus_tests::{Frontend, Lab, Node, PodStatus, Requests, Traffic, wait_for};
 use serde_json::{Value, json};
 
+use super::books::{Ledger, Opened};
 use super::common::{
     ALONE, PORT, SERVICE, SOON, at_least, client, expect_all_translated, named_service, started,
     wait_status, world,
 };
+
+/// Of each client.
+const RATE: f64 = 1000.0;
 
 /// A Service without endpoints: it takes a frontend, a ring and nothing else.
 fn idle(number: u32) -> Value {
@@ -16,6 +20,9 @@ fn idle(number: u32) -> Value {
     service["spec"].as_object_mut().unwrap().remove("selector");
     service
 }
+
+/// One that fills, and stays.
+const FILLER: &str = "production/busy-3";
 
 /// A Service over both pods: besides, it takes two backends, and a span of four slots.
 fn busy(number: u32) -> Value {
@@ -99,18 +106,23 @@ fn remove(lab: &Lab, file: &str) {
         .unwrap();
 }
 
-/// Requests to a Service's only frontend, from now on.
-fn requests_to(lab: &Lab, node: Node<'_>, service: &str) -> Traffic {
+/// A Service's only frontend, with both backends.
+fn whole(node: Node<'_>, service: &str) -> Frontend {
     let (_, frontend) = node
         .wait_frontend(service, 80, "has its backends", |f| f.serving() == 2)
         .unwrap();
-    let target = format!("{}={SERVICE}", frontend.target().unwrap());
+    frontend
+}
+
+/// Requests to it, from now on.
+fn requests_to(lab: &Lab, node: Node<'_>, service: &str) -> Traffic {
+    let target = format!("{}={SERVICE}", whole(node, service).target().unwrap());
     let mut traffic = lab
         .pod("client")
         .unwrap()
         .traffic(&Requests::to(&target).unwrap())
         .unwrap();
-    traffic.rate(500.0).unwrap();
+    traffic.rate(RATE).unwrap();
     traffic
 }
 
@@ -168,8 +180,9 @@ fn a_backend_leaves_and_returns(lab: &Lab, node: Node<'_>) {
 fn fills_up_and_heals(case: &Case) {
     let lab = started(world(case.lab, ALONE), &case.sizes);
     let node = lab.node("east-1").unwrap();
+    let ledger = Ledger::open(node, SERVICE);
     let mut before = client(&lab, "client", "east-1");
-    before.rate(1000.0).unwrap();
+    before.rate(RATE).unwrap();
 
     // The last one that fits fits.
     let fillers: Vec<Value> = (1..=case.fit).map(case.filler).collect();
@@ -205,32 +218,49 @@ fn fills_up_and_heals(case: &Case) {
 
     // Others go on: what was there, and what changes in it where it needs no room.
     expect_served(&mut before);
-    let mut filler =
-        (case.table != "services").then(|| requests_to(&lab, node, "production/busy-3"));
-    if let Some(filler) = &mut filler {
-        expect_served(filler);
-    }
+    let filler = (case.table != "services").then(|| {
+        let mut filler = requests_to(&lab, node, FILLER);
+        expect_served(&mut filler);
+        filler
+    });
     if !case.backends_are_scarce {
         a_backend_leaves_and_returns(&lab, node);
+    }
+    // Backends of these do not come or go from here on.
+    ledger.balance_with(&mut before);
+    let both = [false, true].map(|v6| node.frontend(SERVICE, PORT, v6).unwrap());
+    let opened = Opened::of(node, both, &mut before);
+    let mut asked = vec![(before, opened)];
+    asked.extend(filler.map(|mut filler| {
+        let opened = Opened::of(node, [whole(node, FILLER)], &mut filler);
+        (filler, opened)
+    }));
+    for (traffic, _) in &mut asked {
+        traffic.rate(RATE).unwrap();
     }
 
     // A restart finds the maps full, and serves as before.
     node.kill_agent().unwrap();
     node.start_agent(&case.sizes).unwrap();
     wait_failing(node, &late);
-    expect_served(&mut before);
+    for (traffic, _) in &mut asked {
+        expect_served(traffic);
+    }
 
     // Room comes, and goes again to those who had it.
     write(&lab, "fillers.yaml", &fillers[2..]);
     wait_status(node, 0, "the kernel holds all that it should");
     for service in late {
-        expect_served(&mut requests_to(&lab, node, service));
+        let ledger = Ledger::open(node, service);
+        let mut traffic = requests_to(&lab, node, service);
+        expect_served(&mut traffic);
+        ledger.balance_with(&mut traffic);
     }
     remove(&lab, "late.yaml");
     write(&lab, "fillers.yaml", &fillers);
     wait_all_served(node, 4 + fillers.len());
-    for mut traffic in std::iter::once(before).chain(filler) {
-        traffic.pause().unwrap();
+    for (mut traffic, opened) in asked {
+        opened.balance(case.lab, &mut traffic);
         let total = traffic.total();
         assert_eq!((total.failed(), total.wrong), (0, 0), "{:?}", total.told);
     }
@@ -269,14 +299,12 @@ fn a_restart_with_no_room_for_the_probe_serves_on() {
     let rows = isthmus_tests::kernel::bpftool(&["map", "dump", "id", &kept.to_string()]);
     assert_eq!(rows.unwrap().as_array().unwrap().len(), 128);
 
-    let target = node
-        .frontend(SERVICE, PORT, false)
-        .unwrap()
-        .target()
-        .unwrap();
+    let frontend = node.frontend(SERVICE, PORT, false).unwrap();
+    let target = frontend.target().unwrap();
     let requests = Requests::to(&format!("{target}={SERVICE}")).unwrap();
     let mut traffic = lab.pod("client").unwrap().traffic(&requests).unwrap();
-    traffic.rate(1000.0).unwrap();
+    let opened = Opened::of(node, [frontend], &mut traffic);
+    traffic.rate(RATE).unwrap();
     expect_served(&mut traffic);
     node.kill_agent().unwrap();
     node.start_agent(&sizes).unwrap();
@@ -290,7 +318,7 @@ fn a_restart_with_no_room_for_the_probe_serves_on() {
     node.stop_agent().unwrap();
     node.start_agent(&sizes).unwrap();
     wait_status(node, 0, "sockets there meet our hooks");
-    traffic.pause().unwrap();
+    opened.balance("full", &mut traffic);
     let total = traffic.total();
     assert_eq!((total.failed(), total.wrong), (0, 0), "{:?}", total.told);
 }

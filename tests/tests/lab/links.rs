@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use isthmus_tests::{Cluster, Lab, Node, wait_for};
 
+use super::books::Ledger;
 use super::common::{
     PORT, SERVICE, SOON, TWO_SMALL, client, expect_answers, running, service, world,
 };
@@ -116,6 +117,7 @@ fn a_cut_and_a_restart_are_told_and_resumed() {
     wait_status(east, 0, &["connected"]);
 
     // Our own feed is lost: nothing about peers is claimed, and no backend sinks.
+    let ledger = Ledger::open(east, SERVICE);
     let mut traffic = client(&lab, "east/client", "east-1");
     traffic.rate(2000.0).unwrap();
     lab.cluster("east").unwrap().kill_mesh().unwrap();
@@ -127,6 +129,7 @@ fn a_cut_and_a_restart_are_told_and_resumed() {
     expect_answers(&mut traffic, &["east", "west"], "without a feed");
     lab.cluster("east").unwrap().start_mesh(&[]).unwrap();
     wait_status(east, 0, &["connected"]);
+    ledger.balance_with(&mut traffic);
 }
 
 #[test]
@@ -176,9 +179,11 @@ fn expect_refused(lab: &Lab, words: &[&str]) {
         frontend.backends.iter().all(|b| b.cluster == "east"),
         "{frontend:?}"
     );
+    let ledger = Ledger::open(east, SERVICE);
     let mut traffic = client(lab, "east/client", "east-1");
     traffic.rate(2000.0).unwrap();
     expect_answers(&mut traffic, &["east"], "the peer is refused");
+    ledger.balance_with(&mut traffic);
 }
 
 #[test]
@@ -298,9 +303,11 @@ fn dead_peers_hold_nothing_up() {
         "ready after {mesh:?} and {agent:?}"
     );
     wait_status(east.first_node(), 1, &["west"]);
+    let ledger = Ledger::open(east.first_node(), SERVICE);
     let mut traffic = client(&lab, "east/client", "east-1");
     traffic.rate(2000.0).unwrap();
     expect_answers(&mut traffic, &["east"], "alone");
+    ledger.balance_with(&mut traffic);
     east.disconnect("west").unwrap();
     wait_status(east.first_node(), 0, &[]);
     east.first_node().stop_agent().unwrap();

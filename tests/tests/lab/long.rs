@@ -3,8 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 use isthmus_tests::client::Transport;
-use isthmus_tests::{Lab, LongFlow, LongServer};
+use isthmus_tests::{Lab, LongFlow, LongServer, Node};
 
+use super::books::{Books, Told};
 use super::common::named_service;
 use super::scene::BACKENDS;
 
@@ -15,6 +16,7 @@ const SERVICE: &str = "production/long";
 /// backends' servers, and outlive them.
 pub(crate) struct LongFlows {
     flows: Vec<LongFlow>,
+    books: Books,
     _servers: Vec<LongServer>,
 }
 
@@ -28,6 +30,7 @@ impl LongFlows {
         let node = lab.node("east-1").unwrap();
         node.wait_frontend(SERVICE, PORT, "has both", |f| f.serving() == 2)
             .unwrap();
+        let books = Books::of(node, node.frontends_of(SERVICE, PORT).unwrap());
         let pod = lab.pod("east/client").unwrap();
         let flow = |(transport, v6)| {
             let frontend = node.frontend(SERVICE, PORT, v6).unwrap();
@@ -39,6 +42,7 @@ impl LongFlows {
             .flat_map(|transport| [(transport, false), (transport, true)]);
         let mut flows = Self {
             flows: kinds.map(flow).collect(),
+            books,
             _servers: servers,
         };
         flows.go_on("from the beginning");
@@ -57,6 +61,17 @@ impl LongFlows {
             let progress = flow.goes_on(before).unwrap_or_else(told);
             assert_eq!(progress.servers.len(), 1, "{why}: {progress:?}");
         }
+    }
+
+    /// An agent has put other maps in the place of those that were there.
+    pub(crate) fn change_over(&mut self, node: Node<'_>) {
+        self.books.change_over(node);
+    }
+
+    /// The kernel sent each flow to a backend once, whatever came after, and saw none fail.
+    pub(crate) fn balance(&self) {
+        let told = Told::established(self.flows.len() as u64);
+        self.books.since().balance(SERVICE, told);
     }
 
     /// Which backend each flow is at.

@@ -9,9 +9,10 @@ use std::time::Duration;
 use isthmus_tests::client::REFUSED;
 use isthmus_tests::wait_for;
 
+use super::books::Opened;
 use super::common::SetAtEnd;
 use super::long::LongFlows;
-use super::scene::{BACKENDS, Opened, RATE, RETURN, Scene, WORKERS};
+use super::scene::{BACKENDS, RATE, RETURN, Scene, WORKERS};
 
 /// Other maps than those of the defaults, as another ABI has.
 const OTHER_MAPS: [&str; 2] = ["--lb-backends-max", "4096"];
@@ -21,9 +22,10 @@ const OTHER_MAPS: [&str; 2] = ["--lb-backends-max", "4096"];
 fn restarts_leave_a_dead_backend_out_and_new_maps_cost_its_failures_once_more() {
     let mut scene = Scene::set("outage", WORKERS, Duration::from_secs(2));
     let mut flows = LongFlows::begin(&scene.lab);
-    scene.until_out(1, |scene| {
+    let (_, opened) = scene.until_out(1, |scene| {
         scene.pod(BACKENDS[0]).kill_server().unwrap();
     });
+    scene.balance(&opened);
     flows.go_on("with a backend out");
     let (_, opened) = scene.through(|node| {
         node.kill_agent().unwrap();
@@ -35,11 +37,14 @@ fn restarts_leave_a_dead_backend_out_and_new_maps_cost_its_failures_once_more() 
     // What is refused are trials, one for each time that is over; a trial that fails is no ejection more.
     assert_eq!((kernel.out, kernel.ejections), (1, 0), "{kernel:?}");
     assert!(kernel.refused <= 2, "{kernel:?}");
-    let (report, _) = scene.through(|node| {
+    let (report, mut opened) = scene.through(|node| {
         node.stop_agent().unwrap();
         node.start_agent(&OTHER_MAPS).unwrap();
     });
+    opened.books.change_over(scene.node());
+    flows.change_over(scene.node());
     flows.go_on("with other maps");
+    scene.balance(&opened);
     // Nobody stands there yet: two failures close it to this client, three eject it.
     let refused = report.failed_by(REFUSED);
     assert!((2..=3 + WORKERS as u64).contains(&refused), "{report:?}");
@@ -48,7 +53,9 @@ fn restarts_leave_a_dead_backend_out_and_new_maps_cost_its_failures_once_more() 
     assert!(last.failed() <= 1, "{last:?}");
     scene.pod(BACKENDS[0]).start_server().unwrap();
     scene.until_back();
+    scene.balance(&opened);
     flows.go_on("with both backends back");
+    flows.balance();
 }
 
 /// One agent after the other is killed, all the time from before the trial of a backend that listens again until after it.
@@ -89,6 +96,7 @@ fn a_trial_readmits_while_agents_come_and_go() {
     // The one time that it listened was the first trial's.
     let before = WORKERS as u64 - 1;
     assert!((3..=3 + before).contains(&kernel.refused), "{kernel:?}");
+    flows.balance();
 }
 
 /// Without an agent nobody raises the cap: each backend can be ejected once, and no more.
@@ -144,21 +152,26 @@ fn what_the_cap_kept_in_goes_with_the_next_agent() {
     scene.client.pause().unwrap();
     assert_eq!(scene.balance(&opened).ejections, 3);
     flows.go_on("with the next agent");
+    flows.balance();
 }
 
 /// Other maps know nothing of earlier ejections, and have a cap of their own.
 #[test]
 fn what_the_cap_kept_in_goes_with_other_maps() {
-    let (mut scene, mut flows, _) = capped("cappedmaps");
+    let (mut scene, mut flows, mut opened) = capped("cappedmaps");
     scene.client.rate(RATE).unwrap();
     scene.more(100);
     scene.node().start_agent(&OTHER_MAPS).unwrap();
+    opened.books.change_over(scene.node());
+    flows.change_over(scene.node());
     // If it fails the client twice before that stands anew, it is closed to it for five seconds first.
-    let opened = scene.open_books();
     wait_for("it is ejected", RETURN, || {
         Ok((opened.books.since().out == 1).then_some(()))
     })
     .unwrap();
     scene.client.pause().unwrap();
+    // The two before the cap, and the one of the other maps.
+    assert_eq!(scene.balance(&opened).ejections, 3);
     flows.go_on("with other maps");
+    flows.balance();
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use isthmus_agent::datapath::{HookKind, LoadPlan, MapSizes, ProgramPlan};
 use isthmus_tests::{Frontend, Lab, Node, PodStatus, Requests, Traffic, wait_until};
 
+use super::books::{Ledger, Opened};
 use super::common::{
     PORT, SERVICE, SetAtEnd, TWO_CLUSTERS, at_least, expect_all_translated, named_service, running,
 };
@@ -109,11 +110,9 @@ fn assert_replaced(before: &BTreeMap<u32, u32>, after: &BTreeMap<u32, u32>) {
 fn restarts_under_traffic(lab: &Lab, others: &[String], at_least_requests: u64) {
     let node = lab.node("east-1").unwrap();
     let frontends = asked_for(node, others);
-    let counted: Vec<_> = frontends
-        .iter()
-        .map(|frontend| (node.count_from_here(frontend).unwrap(), frontend))
-        .collect();
     let mut traffic = full_traffic(lab, &frontends);
+    let mut opened = Opened::of(node, frontends, &mut traffic);
+    traffic.rate(0.0).unwrap();
     let mut flows = LongFlows::begin(lab);
     let part = at_least_requests / 5;
     let first = at_least(&mut traffic, part);
@@ -151,17 +150,15 @@ fn restarts_under_traffic(lab: &Lab, others: &[String], at_least_requests: u64) 
     );
     assert!(total.from_cluster("west") > first.from_cluster("west"));
     expect_all_translated(lab);
-    let kernel: u64 = counted
-        .iter()
-        .map(|(counts, frontend)| node.counted(counts, frontend).unwrap())
-        .sum();
-    assert_eq!(
-        kernel, total.requests,
-        "the kernel's count and the client's"
-    );
+    opened.balance(lab.name(), &mut traffic);
     flows.go_on("after restarts of agent and mesh server");
-    upgrades_under_traffic(lab, &mut traffic, part / 5);
+    upgrades_under_traffic(lab, &mut traffic, part / 5, || {
+        opened.books.change_over(node);
+        flows.change_over(node);
+    });
+    opened.balance(lab.name(), &mut traffic);
     flows.go_on("after changes of the maps");
+    flows.balance();
 }
 
 /// Maps of a version: their ids in the kernel, and where they are pinned.
@@ -176,8 +173,9 @@ fn version(node: Node<'_>) -> (u32, Vec<String>) {
 const LARGER: [&str; 2] = ["--lb-services-max=131072", "--lb-ring-slots-max=524288"];
 
 /// Another version of the maps, here of other sizes: new ones are filled beside the old, programs change over on the
-/// links that are there, the old maps go. Once from an agent that was told to go, once from one that was killed.
-fn upgrades_under_traffic(lab: &Lab, traffic: &mut Traffic, part: u64) {
+/// links that are there, the old maps go. Once from an agent that was told to go, once from one that was killed. After each
+/// change over to other maps, `changed`.
+fn upgrades_under_traffic(lab: &Lab, traffic: &mut Traffic, part: u64, mut changed: impl FnMut()) {
     let node = lab.node("east-1").unwrap();
     let before = traffic.total().clone();
     traffic.rate(0.0).unwrap();
@@ -193,10 +191,12 @@ fn upgrades_under_traffic(lab: &Lab, traffic: &mut Traffic, part: u64) {
             old.1.len() == 1 && new.1.len() == 1 && old.1 != new.1,
             "pinned: {old:?}, then {new:?}"
         );
+        changed();
         at_least(traffic, part);
         node.kill_agent().unwrap();
         node.start_agent(&[]).unwrap();
         assert_eq!(version(node).1, old.1);
+        changed();
         at_least(traffic, part);
     });
     traffic.pause().unwrap();
@@ -278,6 +278,8 @@ fn an_agent_alone_remembers_the_remote_backends() {
     lab.pod("east/backend-1").unwrap().withdraw().unwrap();
     node.wait_frontend(SERVICE, PORT, "has three backends", |f| f.serving() == 3)
         .unwrap();
+    // The next agent begins with what the maps hold: all of it, since nothing was counted before.
+    let ledger = Ledger::open(node, SERVICE);
     let mut traffic = full_traffic(&lab, &asked_for(node, &[]));
     lab.cluster("east").unwrap().kill_mesh().unwrap();
     node.kill_agent().unwrap();
@@ -303,6 +305,10 @@ fn an_agent_alone_remembers_the_remote_backends() {
     let report = at_least(&mut traffic, 2000);
     assert_eq!(report.failed(), 0, "{:?}", report.told);
     assert_eq!(report.answers.len(), 4, "{:?}", report.answers);
+    ledger.balance_with(&mut traffic);
+    let total = traffic.total();
+    assert_eq!((total.failed(), total.wrong), (0, 0), "{:?}", total.told);
+    expect_all_translated(&lab);
 }
 
 /// Told to go right after it heard of a remote backend, the agent leaves that to the next one, whose maps are empty and

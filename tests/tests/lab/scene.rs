@@ -9,7 +9,7 @@ use isthmus_tests::client::Report;
 use isthmus_tests::hostile::{Account, Behaviour};
 use isthmus_tests::{Lab, Node, Pod, Requests, Traffic, wait_for};
 
-use super::books::{Books, Counted, Told};
+use super::books::{Books, Counted, Opened, Told};
 use super::common::{ALONE, PORT, SERVICE, at_least, running};
 
 pub(crate) const BACKENDS: [&str; 2] = ["east/backend-1", "east/backend-2"];
@@ -23,12 +23,6 @@ pub(crate) struct Scene {
     pub(crate) lab: Lab,
     pub(crate) client: Traffic,
     pub(crate) target: SocketAddr,
-}
-
-/// The books, and what the client had told when they were opened.
-pub(crate) struct Opened {
-    pub(crate) books: Books,
-    pub(crate) before: Told,
 }
 
 impl Scene {

@@ -6,6 +6,7 @@ use std::fs;
 
 use isthmus_tests::{Lab, Node, wait_for};
 
+use super::books::Ledger;
 use super::common::{
     ALONE, PORT, SERVICE, SOON, at_least, client, named_service, running, service, wait_status,
 };
@@ -20,11 +21,13 @@ fn wait_well(node: Node<'_>) {
 }
 
 fn expect_served(lab: &Lab) {
+    let ledger = Ledger::open(lab.node("east-1").unwrap(), SERVICE);
     let mut traffic = client(lab, "client", "east-1");
     traffic.rate(2000.0).unwrap();
     let report = at_least(&mut traffic, 200);
     assert_eq!(report.failed(), 0, "{:?}", report.told);
     assert_eq!(report.answers.len(), 2, "{:?}", report.answers);
+    ledger.balance_with(&mut traffic);
 }
 
 #[test]

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use isthmus_tests::client::REFUSED;
 use isthmus_tests::flow::{Flow, Said};
-use isthmus_tests::{Lab, Pod, PodStatus, wait_for};
+use isthmus_tests::{Frontend, Lab, Node, Pod, PodStatus, Requests, wait_for};
 use serde_json::{Value, json};
 
-use super::books::{Ledger, Told};
+use super::books::{Books, Ledger, Opened, Told};
 use super::common::{
     ALONE, PORT, SERVICE, SOON, at_least, client, collect_until, expect_all_translated,
     named_service, running, service,
@@ -24,6 +25,13 @@ use super::scene::{Scene, WORKERS};
 fn addresses(lab: &Lab) -> [SocketAddr; 2] {
     let node = lab.node("east-1").unwrap();
     [false, true].map(|v6| node.frontend(SERVICE, PORT, v6).unwrap().target().unwrap())
+}
+
+/// The frontend of datagrams to it.
+fn datagrams(node: Node<'_>, address: SocketAddr) -> Frontend {
+    let all = node.frontends_of(SERVICE, PORT).unwrap();
+    let is_it = |f: &Frontend| f.protocol == "UDP" && f.address == Some(address.ip());
+    all.into_iter().find(is_it).unwrap()
 }
 
 fn backends(lab: &Lab) -> [Pod<'_>; 2] {
@@ -50,6 +58,11 @@ fn a_long_flow_without_a_connect_keeps_its_backend_while_it_is_there() {
     let node = lab.node("east-1").unwrap();
     let pod = lab.pod("east/client").unwrap();
     for address in addresses(&lab) {
+        let mut books = Books::of(node, [datagrams(node, address)]);
+        let balance = |books: &Books, drawn| {
+            let told = Told::established(drawn);
+            books.since().balance("a flow", told);
+        };
         let mut flow = pod.flow(address, false).unwrap();
         let first = answered(&mut flow, address);
         let mut stays = |why: &str| {
@@ -66,6 +79,8 @@ fn a_long_flow_without_a_connect_keeps_its_backend_while_it_is_there() {
         node.stop_agent().unwrap();
         node.start_agent(&["--lb-backends-max", "4096"]).unwrap();
         stays("after a change of the maps' sizes");
+        books.change_over(node);
+        balance(&books, 1);
         let leaving = &pods[which(&pods, &first)];
         leaving.withdraw().unwrap();
         let (_, next) = wait_for("the flow goes to the other backend", SOON, || {
@@ -74,10 +89,13 @@ fn a_long_flow_without_a_connect_keeps_its_backend_while_it_is_there() {
         })
         .unwrap();
         assert_ne!(which(&pods, &next), which(&pods, &first));
+        balance(&books, 2);
         leaving.declare(PodStatus::Ready).unwrap();
         node.wait_frontend(SERVICE, PORT, "has both again", |f| f.serving() == 2)
             .unwrap();
+        let books = Books::of(node, [datagrams(node, address)]);
         assert_eq!(answered(&mut flow, address), next, "it does not go back");
+        balance(&books, 0);
         node.stop_agent().unwrap();
         node.start_agent(&[]).unwrap();
     }
@@ -95,7 +113,8 @@ fn long_flows_in_both_directions_lose_nothing_and_stay() {
     // One of the flows of datagrams is at it.
     let backend = servers.last().unwrap().as_str();
     // Its other port is dead to TCP, and the backend of that is ejected.
-    scene.until_out(1, |scene| scene.pod(backend).kill_server().unwrap());
+    let (_, opened) = scene.until_out(1, |scene| scene.pod(backend).kill_server().unwrap());
+    scene.balance(&opened);
     flows.go_on("with its backend's other port ejected");
     scene.node().kill_agent().unwrap();
     flows.go_on("without an agent");
@@ -109,6 +128,7 @@ fn long_flows_in_both_directions_lose_nothing_and_stay() {
     flows.go_on("with its backend on its way out");
     node.stop_agent().unwrap();
     node.start_agent(&["--lb-backends-max", "4096"]).unwrap();
+    flows.change_over(node);
     flows.go_on("with other maps");
     scene.pod(backend).start_server().unwrap();
     scene.pod(backend).declare(PodStatus::Ready).unwrap();
@@ -116,16 +136,53 @@ fn long_flows_in_both_directions_lose_nothing_and_stay() {
         .unwrap();
     flows.go_on("with its backend ready again");
     assert_eq!(flows.servers(), servers);
+    flows.balance();
     expect_all_translated(&scene.lab);
+}
+
+/// Health does not look at datagrams: who is dead goes on to be drawn, and each refusal that ICMP brings is counted.
+#[test]
+fn what_a_dead_backend_refuses_of_datagrams_is_counted() {
+    const RATE: f64 = 100.0;
+    let lab = running("udpdead", ALONE);
+    let node = lab.node("east-1").unwrap();
+    let dead = &backends(&lab)[0];
+    // Else ICMP answers one datagram a second.
+    let unlimited = ["net/ipv4/icmp_ratelimit", "net/ipv6/icmp/ratelimit"];
+    dead.netns()
+        .sysctl(&unlimited.map(|key| (key, "0")))
+        .unwrap();
+    let all = addresses(&lab);
+    let frontends = all.map(|address| datagrams(node, address));
+    let targets = all.map(|address| format!("{address}={SERVICE}"));
+    let requests = Requests::to_all(targets.iter().map(String::as_str)).unwrap();
+    let pod = lab.pod("east/client").unwrap();
+    let mut traffic = pod.traffic(&requests.udp(4).workers(2)).unwrap();
+    let opened = Opened::of(node, frontends, &mut traffic);
+    traffic.rate(RATE).unwrap();
+    assert_eq!(at_least(&mut traffic, 200).failed(), 0);
+    traffic.pause().unwrap();
+    dead.kill_server().unwrap();
+    traffic.rate(RATE).unwrap();
+    let report = at_least(&mut traffic, 400);
+    let kernel = opened.balance("datagrams", &mut traffic);
+    let refused = report.failed_by(REFUSED);
+    // A half of 400 draws or more, less four times their standard deviation (√400 ÷ 2).
+    assert!(refused >= 160, "{report:?}");
+    assert_eq!(report.failed(), refused, "{report:?}");
+    assert_eq!((kernel.ejections, kernel.out), (0, 0), "{kernel:?}");
+    expect_all_translated(&lab);
 }
 
 #[test]
 fn a_connected_socket_of_a_removed_backend_is_closed() {
+    const FLOWS: u64 = 20;
     let lab = running("orphan", ALONE);
     let pods = backends(&lab);
     let pod = lab.pod("east/client").unwrap();
+    let ledger = Ledger::open(lab.node("east-1").unwrap(), SERVICE);
     for address in addresses(&lab) {
-        let mut flows: Vec<(Flow, usize)> = (0..20)
+        let mut flows: Vec<(Flow, usize)> = (0..FLOWS)
             .map(|_| {
                 let mut flow = pod.flow(address, true).unwrap();
                 let which = which(&pods, &answered(&mut flow, address));
@@ -161,6 +218,8 @@ fn a_connected_socket_of_a_removed_backend_is_closed() {
         node.wait_frontend(SERVICE, PORT, "has both again", |f| f.serving() == 2)
             .unwrap();
     }
+    // What is closed is no connect that failed.
+    ledger.balance(Told::established(2 * FLOWS));
 }
 
 #[test]
@@ -175,7 +234,7 @@ fn clients_come_back_where_the_service_asks_for_it() {
     let ledger = Ledger::open(lab.node("east-1").unwrap(), SERVICE);
     let mut traffic = {
         let target = format!("{}={SERVICE}", addresses(&lab)[0]);
-        let requests = isthmus_tests::Requests::to(&target).unwrap();
+        let requests = Requests::to(&target).unwrap();
         lab.pod("east/client").unwrap().traffic(&requests).unwrap()
     };
     traffic.rate(2000.0).unwrap();

@@ -110,9 +110,7 @@ fn charge(row: *mut SocketRow, cause: FailureCause, once: u8) {
     if counted {
         return;
     }
-    // SAFETY: as above.
-    unsafe { write_volatile(addr_of_mut!((*row).tag), tag | once) };
-    // The id may be another backend's by now, or of the maps of another version.
+    // The id may be another backend's by now, or of the maps of another version, whose program counts it then.
     let Some(backend) = backend_at(id) else {
         return;
     };
@@ -126,6 +124,8 @@ fn charge(row: *mut SocketRow, cause: FailureCause, once: u8) {
     if !same {
         return;
     }
+    // SAFETY: as above.
+    unsafe { write_volatile(addr_of_mut!((*row).tag), tag | once) };
     let Some(failures) = BACKEND_FAILURES.get_ptr_mut(id) else {
         return;
     };

@@ -23,7 +23,7 @@ pub fn sweep(cgroup2: &Path, cgroups: &str, pins: &str) -> Result<()> {
     Ok(())
 }
 
-fn left(dir: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
+pub(crate) fn left(dir: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
     let Ok(entries) = fs::read_dir(dir) else {
         return Ok(Vec::new());
     };

@@ -40,6 +40,7 @@ pub mod process;
 pub mod serve;
 mod spec;
 pub mod state;
+pub mod trace;
 mod traffic;
 mod view;
 pub mod wait;

@@ -21,6 +21,7 @@ mod lab {
     mod own;
     mod restart;
     mod scene;
+    mod shield;
     mod traps;
     mod udp;
     mod world;

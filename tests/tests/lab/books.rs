@@ -142,6 +142,8 @@ pub(crate) struct Opened {
     pub(crate) books: Books,
     /// What it had told when they were opened.
     pub(crate) before: Told,
+    /// What had been kept from the programs by then.
+    pub(crate) kept: Counted,
 }
 
 impl Opened {
@@ -155,6 +157,7 @@ impl Opened {
         Self {
             books: Books::of(node, frontends),
             before: Told::by_client(traffic.total()),
+            kept: Counted::default(),
         }
     }
 
@@ -209,6 +212,10 @@ impl Told {
             timed_out: account.timed_out,
             at_home,
         }
+    }
+
+    fn failures(&self) -> [u64; 3] {
+        [self.refused, self.unreachable, self.timed_out]
     }
 
     pub(crate) fn and(self, more: Self) -> Self {
@@ -327,17 +334,40 @@ impl<'a> Ledger<'a> {
 }
 
 impl Counted {
+    /// With the failures that were kept from the programs. A kernel keeps all of them or none: one that keeps none has counted what
+    /// the clients told.
+    pub(crate) fn and_kept(mut self, kept: Self, told: Told) -> Self {
+        if self.failures() != told.failures() {
+            eprintln!("kept from the programs: {kept:?}");
+            self.refused += kept.refused;
+            self.unreachable += kept.unreachable;
+            self.timed_out += kept.timed_out;
+        }
+        self
+    }
+
+    fn failures(&self) -> [u64; 3] {
+        [self.refused, self.unreachable, self.timed_out]
+    }
+
+    pub(crate) fn kept_since(self, before: Self) -> Self {
+        Self {
+            refused: self.refused - before.refused,
+            unreachable: self.unreachable - before.unreachable,
+            timed_out: self.timed_out - before.timed_out,
+            unanswered: self.unanswered - before.unanswered,
+            ..Self::default()
+        }
+    }
+
+    /// Whether so many first SYNs were unanswered, with those that were kept from the programs or without.
+    pub(crate) fn has_unanswered(&self, kept: &Self, wanted: u64) -> bool {
+        [self.unanswered, self.unanswered + kept.unanswered].contains(&wanted)
+    }
+
     /// The books balance: the kernel counted what all clients together tell, each kind for itself, and what it counted as no
     /// failure is what they say was established, abandoned, or never sent. Nothing may be under way.
-    ///
-    /// Of time-outs that come together the program does not see some, for a reason that is not known yet: up to a fourth of them may
-    /// be missing, and it is said when some are.
-    pub(crate) fn balance(mut self, name: &str, told: Told) {
-        let unseen = told.timed_out.saturating_sub(self.timed_out);
-        if (1..=told.timed_out / 4).contains(&unseen) {
-            eprintln!("{name}: the kernel counted {unseen} time-outs too few: {self:?}");
-            self.timed_out = told.timed_out;
-        }
+    pub(crate) fn balance(self, name: &str, told: Told) {
         assert_eq!(
             (
                 self.connects,

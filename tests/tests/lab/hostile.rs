@@ -18,6 +18,7 @@ use isthmus_tests::{Lab, Node, Pod, Traffic, wait_for};
 use super::books::{Books, Told};
 use super::common::{PORT, SERVICE, SetAtEnd, at_least, client, running};
 use super::own::Own;
+use super::shield::Shield;
 use table::{FIRST_TIME_OUT, MANY, Past, ROWS, Silence};
 
 /// A node with two backends and so many clients.
@@ -53,6 +54,7 @@ struct Stage {
     good: Traffic,
     rate: f64,
     targets: Vec<SocketAddr>,
+    shield: Shield,
 }
 
 impl Stage {
@@ -74,6 +76,7 @@ impl Stage {
             good,
             rate: RATE,
             targets: targets.to_vec(),
+            shield: Shield::watch(),
             lab,
         }
     }
@@ -186,11 +189,13 @@ fn no_hostile_client_ejects_a_healthy_backend_or_fails_a_good_one() {
         row.own.set(&bad, &stage.lab);
         drop(bad);
         let books = stage.books();
+        let kept = stage.shield.kept();
         let (account, good) = stage.beside(|stage| {
             let bad = stage.pod(pod);
             bad.hostile(row.behaviour, &stage.targets, MANY, row.hold)
                 .unwrap()
         });
+        let kept = stage.shield.kept().kept_since(kept);
         let kernel = books.since();
         let told = format!("{name}, {rate}/s: {account:?} {kernel:?} {good:?}");
         expect_shares(&before, stage.good.total(), &told);
@@ -198,10 +203,14 @@ fn no_hostile_client_ejects_a_healthy_backend_or_fails_a_good_one() {
         assert!((row.did)(&account), "it did something else: {told}");
         assert_eq!((kernel.ejections, kernel.out), (0, 0), "{told}");
         let unreachable = matches!(row.own, Own::Unreachable | Own::Prohibited);
-        kernel.balance(name, good.and(Told::by_hostile(&account, unreachable)));
+        let all = good.and(Told::by_hostile(&account, unreachable));
+        kernel.and_kept(kept, all).balance(name, all);
         match row.silence {
             Silence::Never => assert_eq!(kernel.unanswered, 0, "{told}"),
-            Silence::OfAbandoned => assert_eq!(kernel.unanswered, account.abandoned, "{told}"),
+            Silence::OfAbandoned => assert!(
+                kernel.has_unanswered(&kept, account.abandoned),
+                "{told}, kept: {kept:?}"
+            ),
             Silence::Perhaps => assert!(kernel.unanswered <= account.connects, "{told}"),
         }
         row.own.unset(&stage.pod(pod), &stage.lab);

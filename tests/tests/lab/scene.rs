@@ -11,6 +11,7 @@ use isthmus_tests::{Lab, Node, Pod, Requests, Traffic, wait_for};
 
 use super::books::{Books, Counted, Opened, Told};
 use super::common::{ALONE, PORT, SERVICE, at_least, running};
+use super::shield::Shield;
 
 pub(crate) const BACKENDS: [&str; 2] = ["east/backend-1", "east/backend-2"];
 pub(crate) const RATE: f64 = 1000.0;
@@ -23,6 +24,7 @@ pub(crate) struct Scene {
     pub(crate) lab: Lab,
     pub(crate) client: Traffic,
     pub(crate) target: SocketAddr,
+    shield: Shield,
 }
 
 impl Scene {
@@ -46,6 +48,7 @@ impl Scene {
             lab,
             client,
             target,
+            shield: Shield::watch(),
         }
     }
 
@@ -62,6 +65,7 @@ impl Scene {
         Opened {
             books: Books::open(self.node(), SERVICE, PORT),
             before: Told::by_client(self.client.total()),
+            kept: self.shield.kept(),
         }
     }
 
@@ -70,11 +74,17 @@ impl Scene {
         self.balance_with(opened, Told::default())
     }
 
+    /// What was kept from the programs since the books were opened.
+    pub(crate) fn kept(&self, opened: &Opened) -> Counted {
+        self.shield.kept().kept_since(opened.kept)
+    }
+
     /// The same, with what another told.
     pub(crate) fn balance_with(&self, opened: &Opened, other: Told) -> Counted {
         let told = Told::by_client(self.client.total()).since(opened.before);
-        let kernel = opened.books.since();
-        kernel.balance(self.lab.name(), told.and(other));
+        let told = told.and(other);
+        let kernel = opened.books.since().and_kept(self.kept(opened), told);
+        kernel.balance(self.lab.name(), told);
         kernel
     }
 

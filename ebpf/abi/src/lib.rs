@@ -34,7 +34,7 @@ pub use socket::{SOCKET_SLOTS, SOCKET_VERSION, SocketRow, SpillKey, socket_slot,
 
 /// Names a layout of all maps but `sockets`, `sockets_spilled` and `flows`. Any change to a key, a value or a meaning in this
 /// crate raises it; an agent adopts maps of its own version only, and fills new ones beside those of another.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// How often a draw that met a slot of another service starts again from the ring. Such a slot is seen only by a program
 /// that was interrupted while its ring moved; one retry finds the new ring, the others are for a storm of changes.

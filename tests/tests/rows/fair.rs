@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use isthmus_abi::{
     BackendFailuresRow, BackendHealthRow, EPOCH_SHIFT, HealthState, MARKS, Ring, ServiceHealthRow,
-    Standing, TICK_SHIFT, health_kind, ticks,
+    Slot, Standing, TICK_SHIFT, health_kind, ticks,
 };
 use isthmus_agent::datapath::clock;
 use isthmus_core::model::Protocol;
@@ -40,6 +40,15 @@ pub fn rows() -> Vec<Row> {
         ),
         row("two deaths with a success between are believed", two_deaths),
         row("a black hole of a later tier is ejected", later_black_hole),
+        row("a success elsewhere leads back to who refused", leads_back),
+        row(
+            "nothing leads back to a backend that has left the ring",
+            does_not_lead_out,
+        ),
+        row(
+            "nothing leads to a later tier while the first has others",
+            does_not_lead_to_later_tiers,
+        ),
     ]
 }
 
@@ -186,7 +195,7 @@ fn two_deaths(world: &mut World) -> anyhow::Result<()> {
     let only = |world: &mut World, which| {
         // A slot of its own for each, that names its backend.
         let at = pair.id(which);
-        let slot = isthmus_abi::Slot::new(pair.id(which), service);
+        let slot = Slot::new(pair.id(which), service);
         world.tables().slots.put(at, slot)?;
         world.tables().rings.put(service, Ring::new(at, 1, 1))
     };
@@ -206,6 +215,71 @@ fn two_deaths(world: &mut World) -> anyhow::Result<()> {
     );
     own_bit(&pair, world).context("its word counts no more")?;
     ensure!(pair.failures(world, NEXT)?.run != 0, "it was not believed");
+    Ok(())
+}
+
+/// A ring in which one slot of [`SELDOM`] is the dead backend's.
+fn seldom_dead(pair: &Pair, world: &mut World) -> anyhow::Result<()> {
+    let of = |at| if at == 0 { Pair::DEAD } else { Pair::ALIVE };
+    for at in 0..SELDOM {
+        let slot = Slot::new(pair.id(of(at)), pair.service());
+        world.tables().slots.put(SPAN + at, slot)?;
+    }
+    let ring = Ring::new(SPAN, 1, SELDOM);
+    Ok(world.tables().rings.put(pair.service(), ring)?)
+}
+
+const SPAN: u32 = 200;
+const SELDOM: u32 = 48;
+
+/// Connects until one is refused.
+fn until_refused(pair: &Pair) -> anyhow::Result<()> {
+    for _ in 0..SELDOM * 20 {
+        if pair.connects(Kind::V4, 1)? == 1 {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the dead backend was never drawn")
+}
+
+/// One draw of 48 meets the dead backend: but for the first failure, no draw is waited for.
+fn leads_back(world: &mut World) -> anyhow::Result<()> {
+    let pair = Pair::new(world, Kind::V4)?;
+    pair.prove(world, Kind::V4)?;
+    seldom_dead(&pair, world)?;
+    until_refused(&pair)?;
+    let next: Vec<_> = (0..6)
+        .map(|_| pair.connects(Kind::V4, 1))
+        .collect::<anyhow::Result<_>>()?;
+    // A success, and who refused again, twice; a draw might meet it instead of the success once.
+    ensure!(next.iter().sum::<usize>() == 2, "refused: {next:?}");
+    let state = pair.state(world, Pair::DEAD)?;
+    ensure!(state.kind() == health_kind::EJECTED, "it is {state:?}");
+    Ok(())
+}
+
+fn does_not_lead_out(world: &mut World) -> anyhow::Result<()> {
+    let pair = Pair::new(world, Kind::V4)?;
+    pair.prove(world, Kind::V4)?;
+    seldom_dead(&pair, world)?;
+    until_refused(&pair)?;
+    let ring = Ring::new(SPAN + 1, 1, SELDOM - 1);
+    world.tables().rings.put(pair.service(), ring)?;
+    let refused = pair.connects(Kind::V4, 10)?;
+    ensure!(refused == 0, "{refused} went to what has left the ring");
+    Ok(())
+}
+
+fn does_not_lead_to_later_tiers(world: &mut World) -> anyhow::Result<()> {
+    let pair = Pair::new(world, Kind::V4)?;
+    pair.prove(world, Kind::V4)?;
+    pair.tiers(world, Pair::ALIVE, &[Pair::DEAD])?;
+    pair.set_state(world, Pair::ALIVE, far_ejection())?;
+    ensure!(pair.connects(Kind::V4, 1)? == 1, "the later tier answered");
+    ensure!(pair.failures(world, Pair::DEAD)?.run != 0, "nothing counts");
+    pair.set_state(world, Pair::ALIVE, HealthState::HEALTHY)?;
+    let refused = pair.connects(Kind::V4, 10)?;
+    ensure!(refused == 0, "{refused} went to the later tier");
     Ok(())
 }
 

@@ -29,7 +29,7 @@ pub use watch::note_end;
 
 use trial::{begin_trial, join_trial};
 use walk::walk;
-use watch::{review, watch};
+use watch::{look_back, watch};
 
 /// Tries of an exchange that others may win.
 const TRIES: usize = 4;
@@ -141,7 +141,7 @@ fn service_standing(service: u32, epoch: u64) -> u64 {
 /// backend is not healthy. Returns a backend's id.
 #[inline(always)]
 pub fn choose(ctx: &SockAddrContext, request: &mut Request) -> u32 {
-    review(request);
+    request.drawn = look_back(request);
     let drawn = request.drawn;
     let mut chosen = drawn;
     if !may_take(request) {

@@ -19,9 +19,12 @@ use super::{NONE, TRIES, change, clock, random, service_standing, state_of};
 use crate::atomic;
 use crate::event::{About, tell, tell_seldom};
 use crate::maps::{
-    BACKEND_FAILURES, SETTINGS, WATCHES, backend_at, backend_health_at, count, ring_at,
+    BACKEND_FAILURES, SETTINGS, WATCHES, backend_at, backend_health_at, count, opaque, ring_at,
     service_health_at, service_limits_at,
 };
+
+/// For a place: none.
+const GONE: u64 = u64::MAX;
 
 /// A connect that failed, and may count against its backend.
 #[repr(C)]
@@ -92,6 +95,7 @@ pub fn hold_against(failure: &Failure) -> u32 {
     if settings.passive_health == 0 || limits.flags & service_flags::NO_PASSIVE_HEALTH != 0 {
         return 0;
     }
+    let place = opaque(place(failure));
     let (now, epoch) = clock();
     let Some(health) = backend_health_at(failure.id) else {
         return 0;
@@ -138,7 +142,7 @@ pub fn hold_against(failure: &Failure) -> u32 {
     if !voted {
         count(Counter::FailureNotCounted);
     }
-    if !voted || disbelieve(failure) {
+    if !voted || disbelieve(failure, now) {
         // For the sake of the client to which it may be closed. Who has no vote takes nothing from what others found.
         if state == HealthState::HEALTHY {
             change(health, state, suspect);
@@ -146,6 +150,9 @@ pub fn hold_against(failure: &Failure) -> u32 {
         return 0;
     }
     watch_again(failure, epoch);
+    if !failure.is_unanswered() && limits.affinity_seconds == 0 {
+        note_retry(failure, place);
+    }
     let run = add_to_run(failure);
     // The later of two failures at once may lose; the backend is suspect either way.
     change(health, state, suspect.accused(is_grave(run)));
@@ -154,7 +161,7 @@ pub fn hold_against(failure: &Failure) -> u32 {
         Judgement::Close => close(failure, now),
         Judgement::Eject => {
             // Silence may be the network's: never leave a service without a backend for it.
-            if !failure.is_unanswered() || another_lives(failure, now) {
+            if !failure.is_unanswered() || another_lives(failure, place, now) {
                 eject(failure, health, limits.allowed_total, now);
             }
         }
@@ -230,7 +237,7 @@ fn close(failure: &Failure, now: u64) {
 /// A client that fails at two backends with no success between has a trouble of its own, more likely than they: its failures
 /// do not count until it is seen established again: as it does not stand any more, its next connects are watched.
 #[inline(always)]
-fn disbelieve(failure: &Failure) -> bool {
+fn disbelieve(failure: &Failure, now: u64) -> bool {
     let Some(watch) = WATCHES.get_ptr_mut(watch_slot(failure.mark & 63, failure.service)) else {
         return false;
     };
@@ -244,6 +251,8 @@ fn disbelieve(failure: &Failure) -> bool {
             write_volatile(addr_of_mut!((*watch).service), failure.service);
             write_volatile(addr_of_mut!((*watch).failed_at), 0);
         }
+        write_volatile(addr_of_mut!((*watch).retry_slot), 0);
+        write_volatile(addr_of_mut!((*watch).failed_time), now);
         let before = read_volatile(addr_of!((*watch).failed_at));
         write_volatile(addr_of_mut!((*watch).failed_at), failure.id.wrapping_add(1));
         before
@@ -292,21 +301,58 @@ fn watch_again(failure: &Failure, epoch: u64) -> u32 {
     0
 }
 
-/// Whether the backend's tier has another one that can be had.
+/// Where the backend stands in its service's ring: `tier << 32 | slot`; [`GONE`] if nowhere.
 #[inline(never)]
-fn another_lives(failure: &Failure, now: u64) -> bool {
+fn place(failure: &Failure) -> u64 {
     let Some(ring) = ring_at(failure.service) else {
-        return false;
+        return GONE;
     };
     // SAFETY: one aligned word, written whole.
     let ring = unsafe { read_volatile(ring) };
     let mut search = Search::by_id(ring, failure.service, failure.id);
     if search::run(&mut search) == NOWHERE {
+        return GONE;
+    }
+    u64::from(search.tier) << 32 | u64::from(search.slot)
+}
+
+/// Once the client has succeeded elsewhere, it comes back to this backend: so a dead one costs the time of a few connects, however
+/// seldom it is drawn. Not after silence, which costs a connect a second or more.
+#[inline(always)]
+fn note_retry(failure: &Failure, place: u64) {
+    let Some(watch) = WATCHES.get_ptr_mut(watch_slot(failure.mark & 63, failure.service)) else {
+        return;
+    };
+    // Of a later tier, or nowhere: the client does not go back there while it has others.
+    if place >> 32 != 0 {
+        return;
+    }
+    // SAFETY: words of a map's row that is this client's own; they are a hint, of which whoever follows it asks the ring.
+    unsafe {
+        if read_volatile(addr_of!((*watch).failed_at)) == failure.id.wrapping_add(1) {
+            write_volatile(
+                addr_of_mut!((*watch).retry_slot),
+                (place as u32).wrapping_add(1),
+            );
+        }
+    }
+}
+
+/// Whether the backend's tier has another one that can be had.
+#[inline(never)]
+fn another_lives(failure: &Failure, place: u64, now: u64) -> bool {
+    let Some(ring) = ring_at(failure.service) else {
+        return false;
+    };
+    if place == GONE {
         return false;
     }
+    // SAFETY: one aligned word, written whole.
+    let ring = unsafe { read_volatile(ring) };
     let mut walk = Walk::new(ring, failure.service, failure.id, failure.bit(), now);
-    if search.tier != 0 {
-        walk.enter(search.tier);
+    let tier = (place >> 32) as u32;
+    if tier != 0 {
+        walk.enter(tier);
     }
     run(1, step, &mut walk);
     walk.found != NONE

@@ -4,7 +4,7 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::programs::SockAddrContext;
-use isthmus_abi::{EventKind, FailureCause, HealthState, MARKS, Standing, watch_slot};
+use isthmus_abi::{EventKind, FailureCause, HealthState, MARKS, Slot, Standing, watch_slot};
 use isthmus_datapath::{Fate, Stance, TRIAL, stance};
 
 use super::super::socket;
@@ -12,11 +12,24 @@ use super::trial::{fail_trial, look, readmit};
 use super::{CLAIMED, Request, TRIES, change, state_of};
 use crate::atomic;
 use crate::event::{About, tell};
-use crate::maps::{BACKEND_FAILURES, WATCHES, backend_at, backend_health_at, service_health_at};
+use crate::maps::{
+    BACKEND_FAILURES, SLOTS, WATCHES, backend_at, backend_health_at, opaque, service_health_at,
+};
 
-/// Looks at the client's earlier connect, if one is watched, and draws the conclusions.
+/// Draws conclusions from the client's earlier connect, if one is watched, and returns which backend is drawn after them. A function of its
+/// own, so that to the verifier it makes no difference which.
 #[inline(never)]
-pub(super) fn review(request: &Request) -> u32 {
+pub(super) fn look_back(request: &Request) -> u32 {
+    if review(request) == 0 {
+        return opaque(request.drawn.into()) as u32;
+    }
+    retry(request)
+}
+
+/// Looks at the client's earlier connect, if one is watched, and draws the conclusions. Returns 1 if that one, to the same service, was
+/// established, and began no earlier than the client's last failure: an older one says nothing of what came after it.
+#[inline(never)]
+fn review(request: &Request) -> u32 {
     let Some(row) = WATCHES.get_ptr_mut(watch_slot(request.mark & 63, request.service)) else {
         return 0;
     };
@@ -59,11 +72,14 @@ pub(super) fn review(request: &Request) -> u32 {
         && since + TRIAL >= state.time();
     match fate {
         Fate::Established => {
-            // SAFETY: the slot is this client's; a word that only hints.
-            unsafe { write_volatile(addr_of_mut!((*row).failed_at), 0) };
-            succeed(request, service, backend, since);
             if tries {
                 readmit(backend, health, state, service);
+            }
+            // SAFETY: a word of a map's row.
+            let since_failure = unsafe { read_volatile(addr_of!((*row).failed_time)) } <= since;
+            if since_failure {
+                succeed(request, service, backend, since);
+                return u32::from(service == request.service);
             }
         }
         Fate::Waiting if tries => {
@@ -96,6 +112,37 @@ pub(super) fn review(request: &Request) -> u32 {
         Fate::Waiting | Fate::Gone => {}
     }
     0
+}
+
+/// The client has succeeded since its last failure, and is trusted again: the backend that failed it is drawn once more, if it is to be
+/// tried, stands where it did, and is suspect still.
+#[inline(never)]
+fn retry(request: &Request) -> u32 {
+    let Some(row) = WATCHES.get_ptr_mut(watch_slot(request.mark & 63, request.service)) else {
+        return request.drawn;
+    };
+    // SAFETY: words of this client's row that only hint.
+    let (failed, slot) = unsafe {
+        let noted = (
+            read_volatile(addr_of!((*row).failed_at)).wrapping_sub(1),
+            read_volatile(addr_of!((*row).retry_slot)).wrapping_sub(1),
+        );
+        write_volatile(addr_of_mut!((*row).failed_at), 0);
+        write_volatile(addr_of_mut!((*row).retry_slot), 0);
+        noted
+    };
+    if slot.wrapping_sub(request.ring.first()) >= request.ring.len() {
+        return request.drawn;
+    }
+    let (Some(at), Some(health)) = (SLOTS.get_ptr(slot), backend_health_at(failed)) else {
+        return request.drawn;
+    };
+    // SAFETY: one aligned word, written whole.
+    let stands = unsafe { read_volatile(at) } == Slot::new(failed, request.service);
+    if stands && stance(state_of(health), request.now) == Stance::Suspect {
+        return failed;
+    }
+    request.drawn
 }
 
 /// The client was seen established at `backend` by a connect begun at `since`.
@@ -183,6 +230,7 @@ pub(super) fn watch(ctx: &SockAddrContext, request: &mut Request, chosen: u32) -
         }
         if (*row).service != request.service {
             (*row).failed_at = 0;
+            (*row).retry_slot = 0;
         }
         (*row).cookie = cookie;
         (*row).since = request.now;

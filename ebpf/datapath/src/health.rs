@@ -15,7 +15,7 @@ pub const LONGEST_EJECTION: u64 = ticks(300_000);
 /// is sent there meanwhile.
 pub const TRIAL: u64 = ticks(1_000);
 /// So much longer than others the client waits whose trial was the last to fail.
-pub const NEXT_TURN: u64 = ticks(5_000);
+const NEXT_TURN: u64 = ticks(5_000);
 
 /// How long the ejection after `doublings` others lasts, in ticks: 5 s × 2ⁿ, 20 % more or less, never above 300 s.
 /// Nodes that ejected together do not return together.

@@ -11,7 +11,7 @@ mod health;
 pub use draw::{Drawn, difference, draw, is_at, is_live, judge, nth};
 pub use frontend::{in_cidr4, in_cidr6, mapped_v4, protocol};
 pub use health::{
-    CLOSE, EJECT_AT, FIRST_EJECTION, Fate, Judgement, LONGEST_EJECTION, NEXT_TURN, Stance, TRIAL,
+    CLOSE, EJECT_AT, FIRST_EJECTION, Fate, Judgement, LONGEST_EJECTION, Stance, TRIAL,
     WEIGHT_FAILED, WEIGHT_UNANSWERED, add_failure, back_off, doubts, fate, has_vote, is_grave,
     judge_run, may_try, stance, standing,
 };

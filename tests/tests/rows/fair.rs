@@ -21,7 +21,7 @@ pub fn rows() -> Vec<Row> {
     let row = |name: &str, row: fn(&mut World) -> anyhow::Result<()>| -> Row {
         (format!("fair: {name}"), Box::new(row))
     };
-    vec![
+    let mut rows = vec![
         row(
             "closed to another client: drawn as before",
             closed_to_another,
@@ -40,7 +40,6 @@ pub fn rows() -> Vec<Row> {
         ),
         row("two deaths with a success between are believed", two_deaths),
         row("a black hole of a later tier is ejected", later_black_hole),
-        row("a success elsewhere leads back to who refused", leads_back),
         row(
             "nothing leads back to a backend that has left the ring",
             does_not_lead_out,
@@ -49,7 +48,16 @@ pub fn rows() -> Vec<Row> {
             "nothing leads to a later tier while the first has others",
             does_not_lead_to_later_tiers,
         ),
-    ]
+    ];
+    let kinds = [Kind::V4, Kind::V6, Kind::NonBlocking, Kind::Mptcp];
+    let kinds = kinds.into_iter().filter(|k| k.exists(Protocol::Tcp));
+    rows.extend(kinds.map(|kind| -> Row {
+        (
+            format!("fair: {kind:?}: a success elsewhere leads back to who refused"),
+            Box::new(move |world| leads_back(world, kind)),
+        )
+    }));
+    rows
 }
 
 fn now() -> u64 {
@@ -233,9 +241,9 @@ const SPAN: u32 = 200;
 const SELDOM: u32 = 48;
 
 /// Connects until one is refused.
-fn until_refused(pair: &Pair) -> anyhow::Result<()> {
+fn until_refused(pair: &Pair, kind: Kind) -> anyhow::Result<()> {
     for _ in 0..SELDOM * 20 {
-        if pair.connects(Kind::V4, 1)? == 1 {
+        if pair.connects(kind, 1)? == 1 {
             return Ok(());
         }
     }
@@ -243,13 +251,13 @@ fn until_refused(pair: &Pair) -> anyhow::Result<()> {
 }
 
 /// One draw of 48 meets the dead backend: but for the first failure, no draw is waited for.
-fn leads_back(world: &mut World) -> anyhow::Result<()> {
-    let pair = Pair::new(world, Kind::V4)?;
-    pair.prove(world, Kind::V4)?;
+fn leads_back(world: &mut World, kind: Kind) -> anyhow::Result<()> {
+    let pair = Pair::new(world, kind)?;
+    pair.prove(world, kind)?;
     seldom_dead(&pair, world)?;
-    until_refused(&pair)?;
+    until_refused(&pair, kind)?;
     let next: Vec<_> = (0..6)
-        .map(|_| pair.connects(Kind::V4, 1))
+        .map(|_| pair.connects(kind, 1))
         .collect::<anyhow::Result<_>>()?;
     // A success, and who refused again, twice; a draw might meet it instead of the success once.
     ensure!(next.iter().sum::<usize>() == 2, "refused: {next:?}");
@@ -262,7 +270,7 @@ fn does_not_lead_out(world: &mut World) -> anyhow::Result<()> {
     let pair = Pair::new(world, Kind::V4)?;
     pair.prove(world, Kind::V4)?;
     seldom_dead(&pair, world)?;
-    until_refused(&pair)?;
+    until_refused(&pair, Kind::V4)?;
     let ring = Ring::new(SPAN + 1, 1, SELDOM - 1);
     world.tables().rings.put(pair.service(), ring)?;
     let refused = pair.connects(Kind::V4, 10)?;

@@ -31,6 +31,7 @@ pub fn rows() -> Vec<Row> {
         Kind::Mapped,
         Kind::NonBlocking,
         Kind::FastOpen,
+        Kind::FastOpenConnect,
         Kind::Mptcp,
     ]
     .into_iter()
@@ -48,10 +49,13 @@ pub fn rows() -> Vec<Row> {
         ("the client resets", End::Reset),
         ("both stay open", End::Open),
     ] {
-        rows.push((
-            format!("health: a client stands soon when {name}"),
-            Box::new(move |world| stands(world, end)),
-        ));
+        let kinds = [Kind::V4, Kind::Mptcp];
+        for kind in kinds.into_iter().filter(|k| k.exists(Protocol::Tcp)) {
+            rows.push((
+                format!("health: {kind:?}: a client stands soon when {name}"),
+                Box::new(move |world| stands(world, kind, end)),
+            ));
+        }
     }
     rows.extend([
         row("a trial that succeeds readmits", trial_succeeds),
@@ -268,12 +272,12 @@ enum End {
 }
 
 /// However connections end, one after the other: some is seen established before it is gone.
-fn stands(world: &mut World, end: End) -> anyhow::Result<()> {
-    let pair = Pair::new(world, Kind::V4)?;
+fn stands(world: &mut World, kind: Kind, end: End) -> anyhow::Result<()> {
+    let pair = Pair::new(world, kind)?;
     pair.set_state(world, Pair::DEAD, far_ejection())?;
     let mut kept = Vec::new();
     for nth in 1..=3 {
-        let socket = pair.connect(Kind::V4)?.ok().context("refused")?;
+        let socket = pair.connect(kind)?.ok().context("refused")?;
         let (server, _) = pair.alive.accept()?;
         match end {
             End::ClientFirst => {

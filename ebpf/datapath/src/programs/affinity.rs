@@ -62,7 +62,7 @@ fn row_of(key: &AffinityKey, now: u64) -> Option<*mut AffinityRow> {
 #[inline(never)]
 pub fn keep(ctx: &SockAddrContext, service: u32, drawn: &mut Draw) -> u32 {
     // A backend's trial begins and ends with whoever draws it, wherever that client comes back to else.
-    if health::may_try(ctx, service, drawn.place.id()) {
+    if health::awaits_trial_by(ctx, service, drawn.place.id()) {
         return 0;
     }
     let Some(row) = row_of(&key(ctx, service), now()) else {

@@ -159,7 +159,7 @@ pub fn choose(ctx: &SockAddrContext, request: &mut Request) -> u32 {
 
 /// Whether the backend waits for its trial, and this client may be it, or for the end of one.
 #[inline(always)]
-pub fn may_try(ctx: &SockAddrContext, service: u32, backend: u32) -> bool {
+pub fn awaits_trial_by(ctx: &SockAddrContext, service: u32, backend: u32) -> bool {
     let Some(health) = backend_health_at(backend) else {
         return false;
     };

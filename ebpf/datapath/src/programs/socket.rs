@@ -536,10 +536,16 @@ pub fn note_end(socket: *const c_void) {
     let Some(own) = number(distance) else {
         return;
     };
-    let sock = Sock(own);
     // SAFETY: the row is this socket's: it closes, so nobody connects it meanwhile.
     unsafe {
-        let same = sock.cookie() == read_volatile(addr_of!((*row).cookie));
+        let noted = read_volatile(addr_of!((*row).cookie));
+        // Of MPTCP the owner's end closes, and the subflow by which it was connected is watched.
+        let sock = if noted == 0 && has_mptcp() {
+            Sock(Sock(own).first())
+        } else {
+            Sock(own)
+        };
+        let same = noted == 0 || sock.cookie() == noted;
         let address = read_volatile(addr_of!((*row).backend_address));
         let port = read_volatile(addr_of!((*row).backend_port));
         if same

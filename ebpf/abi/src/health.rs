@@ -266,10 +266,10 @@ pub struct WatchRow {
     pub generation: u32,
     /// Backend id + 1 at which the client last failed without a verified success since; 0 for none.
     pub failed_at: u32,
-    /// Slot + 1 where that backend stood, if the client's success elsewhere is to lead it back there at once; 0 for none.
+    /// Slot + 1 of a backend that refused the client, to which its next success elsewhere leads back; 0 for none.
     pub retry_slot: u32,
     pub reserved: u32,
-    /// When it failed, in ticks.
+    /// When the client last failed, by whichever service had this row, in ticks.
     pub failed_time: u64,
     /// The cookie again, once the socket was closed established: its memory may be the next one's before anybody looks.
     pub ended: u64,

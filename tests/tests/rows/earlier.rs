@@ -3,10 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use isthmus_abi::{Slot, SocketRow, SpillKey};
+use isthmus_abi::{BackendRow, Slot, SocketRow, SpillKey};
 use isthmus_agent::datapath::KernelHash;
 use isthmus_core::model::Protocol;
 use isthmus_core::table::TableBackend;
@@ -19,8 +20,8 @@ use super::connect::{Kind, connect, open, peer};
 use super::world::{SERVICE_PORT, SERVICE4, SERVICE6, World};
 
 /// The ABI before this one, and its programs, built from this repository when it was current.
-const ABI: u32 = 3;
-const OBJECT: &[u8] = include_bytes!("../../fixtures/datapath-abi3.o");
+const ABI: u32 = 4;
+const OBJECT: &[u8] = include_bytes!("../../fixtures/datapath-abi4.o");
 const HOOKS: usize = 11;
 
 /// Enough that some mostly meet in one row of `sockets`, and the older ones' records move to the hash.
@@ -59,11 +60,19 @@ fn upgrade(world: &mut World) -> anyhow::Result<()> {
         })
         .collect::<std::io::Result<Vec<_>>>()?;
 
+    let flow = UdpSocket::bind(("0.0.0.0", 0))?;
+    flow.set_read_timeout(Some(Duration::from_secs(2)))?;
+    flow.send_to(b"hello", (SERVICE4, SERVICE_PORT))?;
+    expect_answer(world, &flow)?;
+
     // Its agent ends. What it left goes on.
     drop(earlier);
     expect_remembered(&old, &crowd).context("with no agent")?;
 
+    // Asked under that ABI, answered under this one.
+    flow.send_to(b"hello", (SERVICE4, SERVICE_PORT))?;
     world.start(|_| ())?;
+    expect_answer(world, &flow).context("after the upgrade")?;
     expect_remembered(&old, &crowd).context("after the upgrade")?;
     tell_spilled(world, &crowd)?;
     expect_taken_over(world, &links)?;
@@ -81,6 +90,20 @@ fn upgrade(world: &mut World) -> anyhow::Result<()> {
         let seen = peer(socket)?;
         ensure!(seen == backend, "socket {nth} sees {seen}, not {backend}");
     }
+    Ok(())
+}
+
+/// The datagram without a connect that this socket sent is answered, as its service's.
+fn expect_answer(world: &World, flow: &UdpSocket) -> anyhow::Result<()> {
+    world.answer_datagram(world.backend4, Some(b"there"))?;
+    let mut bytes = [0; 16];
+    let (len, from) = flow.recv_from(&mut bytes).context("no answer")?;
+    let service = SocketAddr::from((SERVICE4, SERVICE_PORT));
+    ensure!(
+        &bytes[..len] == b"there" && from == service,
+        "{:?} from {from}, not {service}",
+        &bytes[..len]
+    );
     Ok(())
 }
 
@@ -227,17 +250,19 @@ fn fill_service(
     key.extend(SERVICE_PORT.to_be_bytes());
     key.extend(protocol.to_ne_bytes());
     earlier.put(frontends, key.as_slice(), &[index, 0])?;
-    let row = isthmus_abi::BackendRow {
+    let row = BackendRow {
         address: isthmus_core::model::Address::from(backend.ip()).words(),
         port: backend.port().to_be(),
         service: index,
         generation: 1,
         state: isthmus_abi::backend_state::LIVE,
         protocol: u8::try_from(protocol)?,
-        ..isthmus_abi::BackendRow::default()
+        ..BackendRow::default()
     };
-    earlier.put("backends", &index, &row)?;
+    // A row's first half, and its health.
+    earlier.put("backends", &index, &[row, BackendRow::default()])?;
     earlier.put("slots", &index, &Slot::new(index, index))?;
-    let ring = u64::from(index) << 32 | 1 << 24 | 1;
-    earlier.put("rings", &index, &ring)
+    let mut service = [0_u64; 8];
+    service[0] = u64::from(index) << 32 | 1 << 24 | 1;
+    earlier.put("services", &index, &service)
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use isthmus_abi::{
     BackendFailuresRow, BackendHealthRow, EPOCH_SHIFT, HealthState, MARKS, Ring, ServiceHealthRow,
-    Slot, Standing, TICK_SHIFT, health_kind, ticks,
+    ServiceLimitsRow, Slot, Standing, TICK_SHIFT, health_kind, ticks,
 };
 use isthmus_agent::datapath::clock;
 use isthmus_core::model::Protocol;
@@ -41,12 +41,32 @@ pub fn rows() -> Vec<Row> {
         row("two deaths with a success between are believed", two_deaths),
         row("a black hole of a later tier is ejected", later_black_hole),
         row(
+            "a black hole of a very large service is ejected",
+            far_black_hole,
+        ),
+        row(
             "nothing leads back to a backend that has left the ring",
             does_not_lead_out,
         ),
         row(
             "nothing leads to a later tier while the first has others",
             does_not_lead_to_later_tiers,
+        ),
+        row(
+            "nothing leads to a backend that is not suspect any more",
+            does_not_lead_to_the_good,
+        ),
+        row(
+            "nothing leads to a backend that is closed to the client",
+            does_not_lead_to_the_closed,
+        ),
+        row(
+            "nothing leads away from a backend to which clients come back",
+            does_not_lead_away_from_ones_own,
+        ),
+        row(
+            "a client stands by its success of before a failure too",
+            stands_by_older_successes,
         ),
     ];
     let kinds = [Kind::V4, Kind::V6, Kind::NonBlocking, Kind::Mptcp];
@@ -226,55 +246,95 @@ fn two_deaths(world: &mut World) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A ring in which one slot of [`SELDOM`] is the dead backend's.
-fn seldom_dead(pair: &Pair, world: &mut World) -> anyhow::Result<()> {
-    let of = |at| if at == 0 { Pair::DEAD } else { Pair::ALIVE };
-    for at in 0..SELDOM {
-        let slot = Slot::new(pair.id(of(at)), pair.service());
-        world.tables().slots.put(SPAN + at, slot)?;
+const SPAN: u32 = 200;
+/// Slots of a ring of which a draw meets the first one so seldom that no row does, but for one of ten thousand.
+const SELDOM: u32 = 250_000;
+/// Enough that a client is led back, if at all, but for one row of a thousand.
+const SOME: usize = 20;
+
+/// A ring whose first slot is the dead backend's, and all others the living one's.
+fn seldom(pair: &Pair, world: &mut World) -> anyhow::Result<Ring> {
+    let dead = Slot::new(pair.id(Pair::DEAD), pair.service());
+    let alive = Slot::new(pair.id(Pair::ALIVE), pair.service());
+    world.tables().slots.put(SPAN, dead)?;
+    for at in SPAN + 1..SPAN + SELDOM {
+        world.tables().slots.put(at, alive)?;
     }
-    let ring = Ring::new(SPAN, 1, SELDOM);
+    Ok(Ring::new(SPAN, 1, SELDOM))
+}
+
+/// A client that stands is refused by the dead backend, which is drawn for that, and then not any more.
+fn refused_once(world: &mut World, kind: Kind) -> anyhow::Result<Pair> {
+    let pair = Pair::new(world, kind)?;
+    pair.prove(world, kind)?;
+    let ring = seldom(&pair, world)?;
+    put_ring(&pair, world, Ring::new(ring.first(), 1, 1))?;
+    ensure!(pair.connects(kind, 1)? == 1, "the dead backend answered");
+    put_ring(&pair, world, ring)?;
+    Ok(pair)
+}
+
+fn put_ring(pair: &Pair, world: &mut World, ring: Ring) -> anyhow::Result<()> {
     Ok(world.tables().rings.put(pair.service(), ring)?)
 }
 
-const SPAN: u32 = 200;
-const SELDOM: u32 = 48;
-
-/// Connects until one is refused.
-fn until_refused(pair: &Pair, kind: Kind) -> anyhow::Result<()> {
-    for _ in 0..SELDOM * 20 {
-        if pair.connects(kind, 1)? == 1 {
-            return Ok(());
-        }
-    }
-    anyhow::bail!("the dead backend was never drawn")
-}
-
-/// One draw of 48 meets the dead backend: but for the first failure, no draw is waited for.
+/// After a success, the client is led back, at once or some connects later: refused twice more, which ejects.
 fn leads_back(world: &mut World, kind: Kind) -> anyhow::Result<()> {
-    let pair = Pair::new(world, kind)?;
-    pair.prove(world, kind)?;
-    seldom_dead(&pair, world)?;
-    until_refused(&pair, kind)?;
-    let next: Vec<_> = (0..6)
-        .map(|_| pair.connects(kind, 1))
-        .collect::<anyhow::Result<_>>()?;
-    // A success, and who refused again, twice; a draw might meet it instead of the success once.
-    ensure!(next.iter().sum::<usize>() == 2, "refused: {next:?}");
+    let pair = refused_once(world, kind)?;
+    let first = pair.connects(kind, 1)?;
+    ensure!(first == 0, "led back without a success");
+    let refused = pair.connects(kind, MANY)?;
+    ensure!(refused == 2, "refused: {refused}");
     let state = pair.state(world, Pair::DEAD)?;
     ensure!(state.kind() == health_kind::EJECTED, "it is {state:?}");
     Ok(())
 }
 
 fn does_not_lead_out(world: &mut World) -> anyhow::Result<()> {
+    let pair = refused_once(world, Kind::V4)?;
+    put_ring(&pair, world, Ring::new(SPAN + 1, 1, SELDOM - 1))?;
+    let refused = pair.connects(Kind::V4, SOME)?;
+    ensure!(refused == 0, "{refused} went to what has left the ring");
+    Ok(())
+}
+
+fn does_not_lead_to_the_good(world: &mut World) -> anyhow::Result<()> {
+    let pair = refused_once(world, Kind::V4)?;
+    // Another client's success said so.
+    pair.set_state(world, Pair::DEAD, HealthState::HEALTHY)?;
+    let refused = pair.connects(Kind::V4, SOME)?;
+    ensure!(refused == 0, "{refused} went to what is not suspect");
+    Ok(())
+}
+
+/// Two clients stand: the second failure of one closes the backend to it.
+fn does_not_lead_to_the_closed(world: &mut World) -> anyhow::Result<()> {
+    let pair = refused_once(world, Kind::V4)?;
+    let own = own_bit(&pair, world)?;
+    let other = if own == 1 { 2 } else { 1 };
+    stand(&pair, world, own | other)?;
+    let row = |world: &World| pair.health(world, Pair::DEAD);
+    set_closed(&pair, world, Pair::DEAD, own, now() + ticks(60_000))?;
+    let refused = pair.connects(Kind::V4, SOME)?;
+    ensure!(refused == 0, "{refused} went to it: {:?}", row(world)?);
+    Ok(())
+}
+
+fn does_not_lead_away_from_ones_own(world: &mut World) -> anyhow::Result<()> {
     let pair = Pair::new(world, Kind::V4)?;
     pair.prove(world, Kind::V4)?;
-    seldom_dead(&pair, world)?;
-    until_refused(&pair, Kind::V4)?;
-    let ring = Ring::new(SPAN + 1, 1, SELDOM - 1);
-    world.tables().rings.put(pair.service(), ring)?;
-    let refused = pair.connects(Kind::V4, 10)?;
-    ensure!(refused == 0, "{refused} went to what has left the ring");
+    let ring = seldom(&pair, world)?;
+    let limits = ServiceLimitsRow {
+        allowed_total: 2,
+        affinity_seconds: 60,
+        flags: 0,
+    };
+    world.tables().service_limits.put(pair.service(), limits)?;
+    put_ring(&pair, world, Ring::new(ring.first(), 1, 1))?;
+    ensure!(pair.connects(Kind::V4, 1)? == 1, "the dead one answered");
+    put_ring(&pair, world, ring)?;
+    let refused = pair.connects(Kind::V4, SOME)?;
+    ensure!(refused == 0, "{refused} left their backend");
     Ok(())
 }
 
@@ -286,28 +346,73 @@ fn does_not_lead_to_later_tiers(world: &mut World) -> anyhow::Result<()> {
     ensure!(pair.connects(Kind::V4, 1)? == 1, "the later tier answered");
     ensure!(pair.failures(world, Pair::DEAD)?.run != 0, "nothing counts");
     pair.set_state(world, Pair::ALIVE, HealthState::HEALTHY)?;
-    let refused = pair.connects(Kind::V4, 10)?;
+    let refused = pair.connects(Kind::V4, MANY)?;
     ensure!(refused == 0, "{refused} went to the later tier");
     Ok(())
 }
 
+/// Whoever proved the client left a watched connect of before its failure, at which the next connect looks.
+fn stands_by_older_successes(world: &mut World) -> anyhow::Result<()> {
+    let pair = refused_once(world, Kind::V4)?;
+    let own = own_bit(&pair, world)?;
+    stand(&pair, world, 0)?;
+    ensure!(pair.connects(Kind::V4, 1)? == 0, "the living one refused");
+    ensure!(own_bit(&pair, world)? == own, "another stands");
+    Ok(())
+}
+
 fn later_black_hole(world: &mut World) -> anyhow::Result<()> {
-    const CONNECTS: usize = 6;
     let pair = Pair::new(world, Kind::V4)?;
     pair.prove(world, Kind::V4)?;
+    black_hole(
+        &pair,
+        world,
+        |world| {
+            pair.set_state(world, Pair::DEAD, far_ejection())?;
+            pair.tiers(world, Pair::DEAD, &[HOLE])
+        },
+        // Now the tier has one more.
+        |world| pair.tiers(world, Pair::DEAD, &[HOLE, Pair::ALIVE]),
+    )
+}
+
+/// Behind more slots than the kernel searches for the backend's own.
+fn far_black_hole(world: &mut World) -> anyhow::Result<()> {
+    const FAR: u32 = 10_000;
+    let pair = Pair::new(world, Kind::V4)?;
+    pair.prove(world, Kind::V4)?;
+    let ring = seldom(&pair, world)?;
+    let at = ring.first() + FAR;
+    let hole = Slot::new(pair.id(HOLE), pair.service());
+    world.tables().slots.put(at, hole)?;
+    black_hole(
+        &pair,
+        world,
+        |world| put_ring(&pair, world, Ring::new(at, 1, 1)),
+        |world| put_ring(&pair, world, ring),
+    )
+}
+
+const HOLE: u32 = 2;
+
+/// Connects are on their way to [`HOLE`] as `draw` has it, and time out after `then`.
+fn black_hole(
+    pair: &Pair,
+    world: &mut World,
+    draw: impl FnOnce(&mut World) -> anyhow::Result<()>,
+    then: impl FnOnce(&mut World) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    const CONNECTS: usize = 6;
     let deaf = Deaf::new(Kind::V4)?;
-    const HOLE: u32 = 2;
     let hole = pair.id(HOLE);
     world.backend(hole, pair.service(), Protocol::Tcp, deaf.address)?;
-    pair.tiers(world, Pair::DEAD, &[HOLE])?;
-    pair.set_state(world, Pair::DEAD, far_ejection())?;
+    draw(world)?;
     let sockets = (0..CONNECTS).map(|_| non_blocking(Kind::V4));
     let sockets: Vec<_> = sockets.collect::<anyhow::Result<_>>()?;
     for socket in &sockets {
         begin(socket, Kind::V4)?;
     }
-    // All are on their way there; now the tier has one more.
-    pair.tiers(world, Pair::DEAD, &[HOLE, Pair::ALIVE])?;
+    then(world)?;
     let failures = |world: &World| -> anyhow::Result<BackendFailuresRow> {
         Ok(world.datapath().array::<BackendFailuresRow>()?.get(hole))
     };

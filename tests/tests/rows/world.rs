@@ -37,7 +37,7 @@ const PIN_PREFIX: &str = "rows-";
 pub const SIZES: MapSizes = MapSizes {
     services: 64,
     backends: 64,
-    ring_slots: 256,
+    ring_slots: 262_144,
     affinity: 1024,
 };
 
@@ -333,13 +333,22 @@ impl World {
 
     /// A datagram has come, or comes within two seconds, to this backend's own socket.
     pub fn expect_datagram(&self, backend: SocketAddr) -> anyhow::Result<()> {
+        self.answer_datagram(backend, None)
+    }
+
+    /// The same, and it answers.
+    pub fn answer_datagram(
+        &self,
+        backend: SocketAddr,
+        answer: Option<&[u8]>,
+    ) -> anyhow::Result<()> {
         let socket = if backend.is_ipv4() {
             &self.udp[0]
         } else {
             &self.udp[1]
         };
         let mut bytes = [0; 16];
-        let (len, _) = socket
+        let (len, from) = socket
             .recv_from(&mut bytes)
             .with_context(|| format!("nothing came to {backend}"))?;
         ensure!(
@@ -347,6 +356,9 @@ impl World {
             "{:?} came to {backend}",
             &bytes[..len]
         );
+        if let Some(answer) = answer {
+            socket.send_to(answer, from)?;
+        }
         Ok(())
     }
 

@@ -23,8 +23,8 @@ use crate::maps::{
     service_health_at, service_limits_at,
 };
 
-/// For a place: none.
-const GONE: u64 = u64::MAX;
+/// For a place: no slot of the first tier that is known.
+const UNKNOWN: u64 = NOWHERE as u64;
 
 /// A connect that failed, and may count against its backend.
 #[repr(C)]
@@ -95,8 +95,8 @@ pub fn hold_against(failure: &Failure) -> u32 {
     if settings.passive_health == 0 || limits.flags & service_flags::NO_PASSIVE_HEALTH != 0 {
         return 0;
     }
-    let place = opaque(place(failure));
     let (now, epoch) = clock();
+    let place = opaque(place(failure, epoch));
     let Some(health) = backend_health_at(failure.id) else {
         return 0;
     };
@@ -150,7 +150,8 @@ pub fn hold_against(failure: &Failure) -> u32 {
         return 0;
     }
     watch_again(failure, epoch);
-    if !failure.is_unanswered() && limits.affinity_seconds == 0 {
+    let at_once = failure.cause == FailureCause::Refused as u8 && failure.again == 0;
+    if at_once && limits.affinity_seconds == 0 {
         note_retry(failure, place);
     }
     let run = add_to_run(failure);
@@ -301,35 +302,38 @@ fn watch_again(failure: &Failure, epoch: u64) -> u32 {
     0
 }
 
-/// Where the backend stands in its service's ring: `tier << 32 | slot`; [`GONE`] if nowhere.
+/// Where the backend stands in its service's ring: `tier << 32 | slot`. In a ring of many thousand slots it may not be found
+/// ([`UNKNOWN`]): it is taken for one of the first tier then. Nobody asks for it where the client has no vote.
+///
+/// A search has many steps, and so have the ways that lead to whoever needs it: it comes before they part.
 #[inline(never)]
-fn place(failure: &Failure) -> u64 {
+fn place(failure: &Failure, epoch: u64) -> u64 {
+    if !has_vote(service_standing(failure.service, epoch), failure.bit()) {
+        return UNKNOWN;
+    }
     let Some(ring) = ring_at(failure.service) else {
-        return GONE;
+        return UNKNOWN;
     };
     // SAFETY: one aligned word, written whole.
     let ring = unsafe { read_volatile(ring) };
     let mut search = Search::by_id(ring, failure.service, failure.id);
     if search::run(&mut search) == NOWHERE {
-        return GONE;
+        return UNKNOWN;
     }
     u64::from(search.tier) << 32 | u64::from(search.slot)
 }
 
 /// Once the client has succeeded elsewhere, it comes back to this backend: so a dead one costs the time of a few connects, however
-/// seldom it is drawn. Not after silence, which costs a connect a second or more.
+/// seldom it is drawn. Not after silence, which costs a connect a second or more. A slot of a later tier leads nowhere: who follows it asks
+/// whether it is of the first.
 #[inline(always)]
 fn note_retry(failure: &Failure, place: u64) {
     let Some(watch) = WATCHES.get_ptr_mut(watch_slot(failure.mark & 63, failure.service)) else {
         return;
     };
-    // Of a later tier, or nowhere: the client does not go back there while it has others.
-    if place >> 32 != 0 {
-        return;
-    }
     // SAFETY: words of a map's row that is this client's own; they are a hint, of which whoever follows it asks the ring.
     unsafe {
-        if read_volatile(addr_of!((*watch).failed_at)) == failure.id.wrapping_add(1) {
+        if read_volatile(addr_of!((*watch).service)) == failure.service {
             write_volatile(
                 addr_of_mut!((*watch).retry_slot),
                 (place as u32).wrapping_add(1),
@@ -344,9 +348,6 @@ fn another_lives(failure: &Failure, place: u64, now: u64) -> bool {
     let Some(ring) = ring_at(failure.service) else {
         return false;
     };
-    if place == GONE {
-        return false;
-    }
     // SAFETY: one aligned word, written whole.
     let ring = unsafe { read_volatile(ring) };
     let mut walk = Walk::new(ring, failure.service, failure.id, failure.bit(), now);

@@ -4,12 +4,12 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::programs::SockAddrContext;
-use isthmus_abi::{EventKind, FailureCause, HealthState, MARKS, Slot, Standing, watch_slot};
+use isthmus_abi::{EventKind, FailureCause, HealthState, MARKS, Standing, WatchRow, watch_slot};
 use isthmus_datapath::{Fate, Stance, TRIAL, stance};
 
 use super::super::socket;
 use super::trial::{fail_trial, look, readmit};
-use super::{CLAIMED, Request, TRIES, change, state_of};
+use super::{CLAIMED, Request, TRIES, change, is_closed, random, state_of};
 use crate::atomic;
 use crate::event::{About, tell};
 use crate::maps::{
@@ -75,11 +75,11 @@ fn review(request: &Request) -> u32 {
             if tries {
                 readmit(backend, health, state, service);
             }
-            // SAFETY: a word of a map's row.
-            let since_failure = unsafe { read_volatile(addr_of!((*row).failed_time)) } <= since;
-            if since_failure {
-                succeed(request, service, backend, since);
-                return u32::from(service == request.service);
+            succeed_at(request, backend, since);
+            let trusted = is_trusted(row, since);
+            stand_again(request, service, trusted);
+            if trusted != 0 && service == request.service {
+                return 1;
             }
         }
         Fate::Waiting if tries => {
@@ -114,51 +114,80 @@ fn review(request: &Request) -> u32 {
     0
 }
 
-/// The client has succeeded since its last failure, and is trusted again: the backend that failed it is drawn once more, if it is to be
-/// tried, stands where it did, and is suspect still.
+/// 1 if a success of `since` came after the client's last failure, which is forgotten then; else 0: an older connect says nothing of what
+/// came after it. Without a branch, for the verifier's sake.
+///
+/// Where the success is to lead back, it does so at once or a connect later, by chance: else a client with a trouble of its own at
+/// every second connect met the same backend each time.
+#[inline(always)]
+fn is_trusted(row: *mut WatchRow, since: u64) -> u32 {
+    // SAFETY: words of a client's row that only hint.
+    unsafe {
+        let fresh = u32::from(since >= read_volatile(addr_of!((*row).failed_time)));
+        let failed_at = read_volatile(addr_of!((*row).failed_at));
+        write_volatile(addr_of_mut!((*row).failed_at), failed_at * (fresh ^ 1));
+        let leads = u32::from(read_volatile(addr_of!((*row).retry_slot)) != 0);
+        fresh & !(leads & random())
+    }
+}
+
+/// The client was seen established at the service. One that is not trusted yet stands by the last epoch's word, and its next connect is
+/// watched.
+#[inline(always)]
+fn stand_again(request: &Request, service: u32, trusted: u32) {
+    let Some(row) = service_health_at(service) else {
+        return;
+    };
+    let epoch = request.epoch.wrapping_sub(u64::from(trusted ^ 1));
+    // SAFETY: a word of a map's row, the epoch's own.
+    unsafe {
+        stand(
+            addr_of_mut!((*row).standing[(epoch & 1) as usize]),
+            epoch,
+            request.bit(),
+        )
+    };
+}
+
+/// The client is trusted again: the backend that refused it is drawn once more, if it stands where it did, is suspect still, and no other
+/// connect is on its way there.
 #[inline(never)]
 fn retry(request: &Request) -> u32 {
     let Some(row) = WATCHES.get_ptr_mut(watch_slot(request.mark & 63, request.service)) else {
         return request.drawn;
     };
-    // SAFETY: words of this client's row that only hint.
-    let (failed, slot) = unsafe {
-        let noted = (
-            read_volatile(addr_of!((*row).failed_at)).wrapping_sub(1),
-            read_volatile(addr_of!((*row).retry_slot)).wrapping_sub(1),
-        );
-        write_volatile(addr_of_mut!((*row).failed_at), 0);
+    // SAFETY: a word of this client's row that only hints.
+    let slot = unsafe {
+        let noted = read_volatile(addr_of!((*row).retry_slot));
         write_volatile(addr_of_mut!((*row).retry_slot), 0);
-        noted
+        noted.wrapping_sub(1)
     };
     if slot.wrapping_sub(request.ring.first()) >= request.ring.len() {
         return request.drawn;
     }
-    let (Some(at), Some(health)) = (SLOTS.get_ptr(slot), backend_health_at(failed)) else {
+    let Some(slot) = SLOTS.get_ptr(slot) else {
         return request.drawn;
     };
     // SAFETY: one aligned word, written whole.
-    let stands = unsafe { read_volatile(at) } == Slot::new(failed, request.service);
-    if stands && stance(state_of(health), request.now) == Stance::Suspect {
-        return failed;
+    let slot = unsafe { read_volatile(slot) };
+    let Some(health) = backend_health_at(slot.backend()) else {
+        return request.drawn;
+    };
+    let state = state_of(health);
+    if slot.service() != request.service
+        || stance(state, request.now) != Stance::Suspect
+        || state.is_gated(request.now)
+        || is_closed(slot.backend(), request.bit(), request.now)
+    {
+        return request.drawn;
     }
-    request.drawn
+    slot.backend()
 }
 
 /// The client was seen established at `backend` by a connect begun at `since`.
 #[inline(always)]
-fn succeed(request: &Request, service: u32, backend: u32, since: u64) {
+fn succeed_at(request: &Request, backend: u32, since: u64) {
     let bit = request.bit();
-    if let Some(row) = service_health_at(service) {
-        // SAFETY: a word of a map's row, the epoch's own.
-        unsafe {
-            stand(
-                addr_of_mut!((*row).standing[(request.epoch & 1) as usize]),
-                request.epoch,
-                bit,
-            )
-        };
-    }
     let Some(health) = backend_health_at(backend) else {
         return;
     };

@@ -9,13 +9,17 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use crate::leftovers::left;
 
 const PREFIX: &str = "isthmus-";
 const INIT: &str = "/proc/1/task";
+/// Of each CPU: some ten thousand events.
+const BUFFER_KIB: &str = "4096";
+/// The first pid namespace, in which numbers are the trace's (include/linux/proc_ns.h, `PROC_PID_INIT_INO`).
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 /// Events of some tracepoints, from [`Trace::begin`] on.
 #[derive(Debug)]
@@ -32,9 +36,15 @@ impl Trace {
     /// Of tracepoints, as `group/name`, those events that fit a filter (Documentation/trace/events.rst).
     ///
     /// # Errors
-    /// Without tracefs, or where this process may not use it.
+    /// Without tracefs, where this process may not use it, or where it cannot know init's threads by the trace's numbers.
     pub fn begin(events: &[(&str, &str)]) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        let namespace = fs::read_link("/proc/self/ns/pid").context("the pid namespace")?;
+        ensure!(
+            namespace == Path::new(FIRST_PID_NAMESPACE),
+            "{} is not the first pid namespace",
+            namespace.display()
+        );
         let tracefs = mount_tracefs().context("tracefs")?;
         // The directory of the mount lives as long as the descriptor.
         let root = PathBuf::from(format!("/proc/self/fd/{}", tracefs.as_raw_fd()));
@@ -50,6 +60,7 @@ impl Trace {
             init: threads_of_init()?,
         };
         fs::create_dir(&trace.instance).context("an instance of the trace")?;
+        write(&trace.instance.join("buffer_size_kb"), BUFFER_KIB)?;
         for (event, filter) in events {
             let event = trace.instance.join("events").join(event);
             write(&event.join("filter"), filter)?;
@@ -58,14 +69,26 @@ impl Trace {
         Ok(trace)
     }
 
-    /// What followed the event's name in its lines, of those events that interrupted a thread of init.
-    pub fn on_top_of_init(&self, event: &str) -> Result<Vec<String>> {
-        let text = fs::read_to_string(self.instance.join("trace")).context("the trace")?;
+    /// Events that interrupted a thread of init since the last call: their names, and what followed those in their lines. Nothing that
+    /// is traced may be under way.
+    ///
+    /// # Errors
+    /// If the trace lost some.
+    pub fn on_top_of_init(&self) -> Result<Vec<(String, String)>> {
+        for cpu in fs::read_dir(self.instance.join("per_cpu"))? {
+            let stats = fs::read_to_string(cpu?.path().join("stats"))?;
+            ensure!(stats.contains("overrun: 0\n"), "events were lost: {stats}");
+        }
+        let file = self.instance.join("trace");
+        let text = fs::read_to_string(&file).context("the trace")?;
+        write(&file, "")?;
         let mut init = threads_of_init()?;
         init.extend(self.init.iter().cloned());
         let events = text.lines().filter_map(parse);
-        let events = events.filter(|(thread, name, _)| *name == event && init.contains(*thread));
-        Ok(events.map(|(_, _, fields)| fields.to_owned()).collect())
+        let events = events.filter(|(thread, _, _)| init.contains(*thread));
+        Ok(events
+            .map(|(_, name, fields)| (name.to_owned(), fields.to_owned()))
+            .collect())
     }
 }
 
@@ -96,12 +119,13 @@ fn threads_of_init() -> Result<BTreeSet<String>> {
     names.collect()
 }
 
-/// `COMM-THREAD [CPU] FLAGS TIME: EVENT: FIELDS`: the thread, the event and its fields. A command's name may hold anything.
+/// `COMM-THREAD [CPU] FLAGS TIME: EVENT: FIELDS`: the thread, the event and its fields. Of what follows the command's name, which may hold
+/// anything, nothing holds a bracket.
 fn parse(line: &str) -> Option<(&str, &str, &str)> {
     if line.starts_with('#') {
         return None;
     }
-    let (head, rest) = line.split_once(" [")?;
+    let (head, rest) = line.rsplit_once(" [")?;
     let thread = head.trim_end().rsplit('-').next()?;
     let (_, rest) = rest.split_once(": ")?;
     let (event, fields) = rest.split_once(": ")?;

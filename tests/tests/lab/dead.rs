@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use isthmus_tests::Pod;
 use isthmus_tests::client::{NO_ANSWER, REFUSED, Report, TIMED_OUT, monotonic};
+use isthmus_tests::hostile::Account;
+use isthmus_tests::{Pod, wait_for};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::books::{Told, page};
@@ -182,9 +183,25 @@ fn a_host_that_is_unreachable_costs_three_connects_and_comes_back() {
     let opened = scene.open_books();
     let verdict = "reject with icmpx type host-unreachable";
     scene.pod(BACKENDS[0]).netns().nft(&gate(verdict)).unwrap();
-    let account = scene.connects(200);
-    assert_eq!(account.established, 200 - 3, "{account:?}");
-    assert_eq!(account.other_of("EHOSTUNREACH"), 3, "{account:?}");
+    let mut account = Account::default();
+    wait_for("it is ejected", Duration::from_secs(20), || {
+        account = std::mem::take(&mut account).and(&scene.connects(20));
+        Ok((opened.books.since().out == 1).then_some(()))
+    })
+    .unwrap();
+    account = account.and(&scene.connects(100));
+    let failed = account.other_of("EHOSTUNREACH");
+    assert_eq!(
+        account.established,
+        account.connects - failed,
+        "{account:?}"
+    );
+    // Each that was kept from the programs is one more.
+    let kept = scene.kept(&opened).unreachable;
+    assert!(
+        (3..=3 + kept).contains(&failed),
+        "{account:?}, kept: {kept}"
+    );
     let kernel = scene.balance_with(&opened, Told::by_hostile(&account, true));
     assert_eq!(kernel.ejections, 1, "{kernel:?}");
     open(&scene.pod(BACKENDS[0]));

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
+use std::sync::Mutex;
+
 use isthmus_tests::trace::Trace;
 
 use super::books::Counted;
@@ -10,39 +12,48 @@ use super::common::PORT;
 const ERRORS: &str = "inet_sk_error_report";
 const RETRANSMISSIONS: &str = "tcp_retransmit_skb";
 
-/// ECONNRESET: connections that their owner breaks off.
-const RESET: u32 = 104;
-/// TCP_SYN_SENT.
-const SYN_SENT: u32 = 2;
-
-/// Tells of connects to [`PORT`].
-pub(crate) struct Shield(Option<Trace>);
+/// Tells of TCP connects to [`PORT`].
+pub(crate) struct Shield {
+    trace: Option<Trace>,
+    kept: Mutex<Counted>,
+}
 
 impl Shield {
     /// Where the kernel has no trace, or keeps it from us, nothing is known to be kept: books must balance without.
     pub(crate) fn watch() -> Self {
-        let errors = format!("dport == {PORT} && error != {RESET} && common_pid != 0");
-        let silence = format!("dport == {PORT} && state == {SYN_SENT} && common_pid != 0");
+        let errors = [13, 101, 110, 111, 113].map(|errno| format!("error == {errno}"));
+        // What idles is no thread of init's.
+        let all = format!("dport == {PORT} && common_pid != 0");
         let events = [
-            (format!("sock/{ERRORS}"), errors),
-            (format!("tcp/{RETRANSMISSIONS}"), silence),
+            (
+                format!("sock/{ERRORS}"),
+                format!("{all} && protocol == 6 && ({})", errors.join(" || ")),
+            ),
+            // TCP_SYN_SENT.
+            (
+                format!("tcp/{RETRANSMISSIONS}"),
+                format!("{all} && state == 2"),
+            ),
         ];
         let events = events.each_ref().map(|(e, f)| (e.as_str(), f.as_str()));
         let trace = Trace::begin(&events);
-        Self(
-            trace
+        Self {
+            trace: trace
                 .inspect_err(|error| eprintln!("no trace: {error:#}"))
                 .ok(),
-        )
+            kept: Mutex::default(),
+        }
     }
 
-    /// What was kept, or would be if this kernel did.
+    /// What was kept so far, or would have been if this kernel did. Nothing may be under way.
     pub(crate) fn kept(&self) -> Counted {
-        let mut kept = Counted::default();
-        let Some(trace) = &self.0 else {
-            return kept;
-        };
-        for fields in trace.on_top_of_init(ERRORS).unwrap() {
+        let mut kept = self.kept.lock().unwrap();
+        let trace = self.trace.iter();
+        for (event, fields) in trace.flat_map(|trace| trace.on_top_of_init().unwrap()) {
+            if event == RETRANSMISSIONS {
+                kept.unanswered += 1;
+                continue;
+            }
             let (_, error) = fields.rsplit_once("error=").unwrap();
             match error.trim() {
                 "111" => kept.refused += 1,
@@ -50,8 +61,6 @@ impl Shield {
                 _ => kept.unreachable += 1,
             }
         }
-        let silences = trace.on_top_of_init(RETRANSMISSIONS).unwrap();
-        kept.unanswered = u64::try_from(silences.len()).unwrap();
-        kept
+        *kept
     }
 }

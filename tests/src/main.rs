@@ -85,6 +85,9 @@ enum Task {
         /// PORT=SERVICE
         #[arg(long = "port", required = true, value_parser = port_and_service)]
         ports: Vec<(u16, String)>,
+        /// How long after it has been accepted a connection is answered
+        #[arg(long, default_value_t = 0)]
+        delay_ms: u64,
     },
     /// Open one connection a request and count who answers
     Client {
@@ -194,7 +197,11 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         } => {
             isthmus_tests::process::become_in(&netns, &cgroup, detach, &command)?;
         }
-        Task::Serve { pod, ports } => isthmus_tests::serve::serve(&pod, &ports)?,
+        Task::Serve {
+            pod,
+            ports,
+            delay_ms,
+        } => isthmus_tests::serve::serve(&pod, &ports, Duration::from_millis(delay_ms))?,
         Task::Client {
             targets,
             transport,

@@ -92,6 +92,10 @@ impl<'a> Pod<'a> {
 impl Pod<'_> {
     /// Starts the server, and returns when it listens.
     pub fn start_server(&self) -> Result<()> {
+        self.start_slow_server(Duration::ZERO)
+    }
+    /// The same, of one that answers each connection so long after it has accepted it.
+    pub fn start_slow_server(&self, delay: Duration) -> Result<()> {
         let name = self.server();
         let program = self.lab.programs.find("isthmus-lab")?;
         let mut command = self.place().background(&self.lab.programs, &program)?;
@@ -99,6 +103,7 @@ impl Pod<'_> {
         for (port, service) in &self.state.ports {
             command.arg("--port").arg(format!("{port}={service}"));
         }
+        command.arg("--delay-ms").arg(delay.as_millis().to_string());
         let log = self.lab.log(&name);
         command
             .stdin(Stdio::null())

@@ -1,8 +1,9 @@
-//! A backend: answers every connection, and every datagram, with its own name, and closes.
+//! A backend: answers every connection, and every datagram, with its own name, and closes; at once, or late.
 
 use std::io::Write;
 use std::net::{Ipv6Addr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::socket::{
@@ -17,7 +18,9 @@ pub fn answer(service: &str, pod: &str) -> String {
 }
 
 /// Serves `ports` (port, service) over TCP and UDP, IPv4 and IPv6, until killed. Prints `listening` once it does.
-pub fn serve(pod: &str, ports: &[(u16, String)]) -> Result<()> {
+///
+/// Every connection is accepted at once and answered after `delay`; datagrams are answered at once.
+pub fn serve(pod: &str, ports: &[(u16, String)], delay: Duration) -> Result<()> {
     let mut threads = Vec::new();
     for (port, service) in ports {
         let name = answer(service, pod);
@@ -26,7 +29,7 @@ pub fn serve(pod: &str, ports: &[(u16, String)]) -> Result<()> {
         let udp = udp_socket(*port).with_context(|| format!("cannot listen on UDP port {port}"))?;
         let datagrams = name.clone();
         threads.push(std::thread::spawn(move || {
-            answer_connections(&tcp, name.as_bytes())
+            answer_connections(&tcp, name.as_bytes(), delay)
         }));
         threads.push(std::thread::spawn(move || {
             answer_datagrams(&udp, datagrams.as_bytes())
@@ -39,10 +42,11 @@ pub fn serve(pod: &str, ports: &[(u16, String)]) -> Result<()> {
     Ok(())
 }
 
-fn answer_connections(listener: &TcpListener, name: &[u8]) {
+fn answer_connections(listener: &TcpListener, name: &[u8], delay: Duration) {
     loop {
         match listener.accept() {
-            Ok((stream, _)) => say_and_close(stream, name),
+            Ok((stream, _)) if delay.is_zero() => say_and_close(stream, name),
+            Ok((stream, _)) => say_late_and_close(stream, name, delay),
             // A connection that died in the queue, or no descriptor left: the next may go better.
             Err(_) => std::thread::yield_now(),
         }
@@ -52,6 +56,16 @@ fn answer_connections(listener: &TcpListener, name: &[u8]) {
 fn say_and_close(mut stream: TcpStream, name: &[u8]) {
     // A client that is gone already did not want the answer.
     let _ = stream.write_all(name);
+}
+
+/// The next connections do not wait for it.
+fn say_late_and_close(stream: TcpStream, name: &[u8], delay: Duration) {
+    let name = name.to_owned();
+    std::thread::spawn(move || {
+        // How long this server takes, not a wait for anything.
+        std::thread::sleep(delay);
+        say_and_close(stream, &name);
+    });
 }
 
 fn answer_datagrams(socket: &UdpSocket, name: &[u8]) {

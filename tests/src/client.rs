@@ -68,6 +68,8 @@ pub struct Options {
     pub timeout: Duration,
     /// Whether reports tell how long each TCP connect took.
     pub timed: bool,
+    /// Whether a TCP connect blocks for as long as the kernel tries; else it is polled for, until `timeout`.
+    pub blocking: bool,
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds: the same clock in every process of the machine.
@@ -232,7 +234,11 @@ fn requests(turn: usize, shared: &Shared, options: &Options) {
     match options.transport {
         Transport::Tcp => {
             let begin = Instant::now();
-            let connected = TcpStream::connect_timeout(&target.address, options.timeout);
+            let connected = if options.blocking {
+                TcpStream::connect(target.address)
+            } else {
+                TcpStream::connect_timeout(&target.address, options.timeout)
+            };
             let took = (options.timed && connected.is_ok()).then(|| begin.elapsed());
             let outcome = match connected {
                 Ok(stream) => tcp_answer(stream, options.timeout)

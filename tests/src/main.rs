@@ -109,6 +109,9 @@ enum Task {
         /// Report how long each TCP connect took
         #[arg(long)]
         timed: bool,
+        /// Let a TCP connect block for as long as the kernel tries
+        #[arg(long)]
+        blocking: bool,
         /// Obey orders on standard input and report in JSON
         #[arg(long)]
         json_events: bool,
@@ -210,6 +213,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             batch,
             timeout_ms,
             timed,
+            blocking,
             json_events,
         } => {
             let timeout = Duration::from_millis(timeout_ms);
@@ -221,6 +225,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
                 batch,
                 timeout,
                 timed,
+                blocking,
             };
             if json_events {
                 client::run(&options)?

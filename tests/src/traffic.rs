@@ -20,6 +20,8 @@ pub struct Requests {
     pub timeout: Duration,
     /// See [`crate::client::Options::timed`].
     pub timed: bool,
+    /// See [`crate::client::Options::blocking`].
+    pub blocking: bool,
 }
 
 impl Requests {
@@ -36,6 +38,7 @@ impl Requests {
             batch: 1,
             timeout: Duration::from_secs(1),
             timed: false,
+            blocking: false,
         })
     }
     #[must_use]
@@ -59,6 +62,11 @@ impl Requests {
         self.timed = true;
         self
     }
+    #[must_use]
+    pub fn blocking(mut self) -> Self {
+        self.blocking = true;
+        self
+    }
     pub(crate) fn arguments(&self, command: &mut Command) {
         command.arg("client").arg("--json-events");
         for target in &self.targets {
@@ -71,6 +79,9 @@ impl Requests {
         command.args(["--transport", transport]);
         if self.timed {
             command.arg("--timed");
+        }
+        if self.blocking {
+            command.arg("--blocking");
         }
         command.arg("--workers").arg(self.workers.to_string());
         command.arg("--batch").arg(self.batch.to_string());

@@ -72,7 +72,7 @@ pub enum Budget {
     /// A backend is killed with no agent alive: connects that fail
     #[value(name = "G13a")]
     G13a,
-    /// Other deaths than a kill, as distributions
+    /// Other deaths than a kill, as distributions; a slow backend
     #[value(name = "deaths")]
     Deaths,
     /// From a manifest's change until connects see it

@@ -32,12 +32,14 @@ const EVERY_ICMP: [(&str, &str); 4] = [
     // No type.
     ("net/ipv6/icmp/ratemask", "\n"),
 ];
+/// The longest queue of a listener.
+pub(crate) const LONG_QUEUES: (&str, &str) = ("net/core/somaxconn", "16384");
 /// A client opens tens of thousands of connections a second to one address. The ports of our own servers are left out:
 /// a connection to this host that is given the very port that it goes to meets itself, and keeps the server from it.
 const MANY_PORTS: [(&str, &str); 4] = [
     ("net/ipv4/ip_local_port_range", "1024 65535"),
     ("net/ipv4/ip_local_reserved_ports", "4260,9970,9971"),
-    ("net/core/somaxconn", "16384"),
+    LONG_QUEUES,
     ("net/ipv4/tcp_max_syn_backlog", "16384"),
 ];
 

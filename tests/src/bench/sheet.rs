@@ -53,6 +53,7 @@ pub enum Unit {
     Milliseconds,
     Bytes,
     Megabytes,
+    Percent,
     Count,
 }
 
@@ -222,7 +223,7 @@ impl Unit {
         match self {
             Self::Nanoseconds | Self::Bytes | Self::Count => format!("{value:.0}"),
             Self::Microseconds | Self::Milliseconds => format!("{value:.2}"),
-            Self::Megabytes => format!("{value:.1}"),
+            Self::Megabytes | Self::Percent => format!("{value:.1}"),
         }
     }
 
@@ -233,6 +234,7 @@ impl Unit {
             Self::Milliseconds => " ms",
             Self::Bytes => " B",
             Self::Megabytes => " MB",
+            Self::Percent => " %",
             Self::Count => "",
         };
         self.number(value) + name

@@ -1,15 +1,18 @@
 //! A client that connects and does not mean it, in as many ways as a pod has. It says what it did, so that the kernel's
 //! counts can be held against it.
 
+mod killed;
+
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use isthmus_abi::client_mark;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use nix::{getsockopt_impl, libc, sockopt_impl};
@@ -21,10 +24,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::netns::Netns;
 
-/// Connects that one child has under way when it is killed.
-const EACH: u64 = 100;
+pub use killed::wait_to_be_killed;
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+/// Connects that are under way when one child is killed.
+const EACH: u64 = 100;
+/// For an end that the kernel comes to by itself.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Behaviour {
     /// Connects and waits for the answer, one after another.
     Connect,
@@ -34,10 +41,23 @@ pub enum Behaviour {
     Dissolve,
     /// Has many connects under way for some time, then closes those without an answer.
     Hold,
+    /// Has many connects under way, and lets the kernel end them after some time (`TCP_USER_TIMEOUT`).
+    Bounded,
     /// Is killed while connects are under way.
     Killed,
+    /// Is killed while threads wait in connects.
+    KilledInCalls,
     /// Has one descriptor for all: each new socket takes the place of the one before.
     Reuse,
+}
+
+impl Behaviour {
+    /// As the command line names it.
+    #[must_use]
+    pub fn argument(self) -> String {
+        let value = self.to_possible_value().expect("none is hidden");
+        value.get_name().to_owned()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -46,7 +66,7 @@ pub struct Options {
     pub behaviour: Behaviour,
     /// Connects in all, or a few more.
     pub connects: u64,
-    /// For how long [`Behaviour::Hold`] waits.
+    /// For how long [`Behaviour::Hold`] waits, and [`Behaviour::Bounded`] lets the kernel wait.
     pub hold: Duration,
 }
 
@@ -159,32 +179,20 @@ pub fn run(options: &Options) -> Result<()> {
                 account.let_go(&place)?;
             }
         }
-        Behaviour::Hold => {
+        Behaviour::Hold | Behaviour::Bounded => {
             let all: Result<Vec<SocketAddr>> = (0..options.connects).map(|_| next()).collect();
             // As many at once as this process may have open, beside what it has open anyway.
             for wave in all?.chunks(descriptors.saturating_sub(32).max(1)) {
-                hold(wave, options.hold, &mut account)?;
+                if options.behaviour == Behaviour::Hold {
+                    hold(wave, options.hold, &mut account)?;
+                } else {
+                    bounded(wave, options.hold, &mut account)?;
+                }
             }
         }
-        Behaviour::Killed => killed(options, &mut account)?,
+        Behaviour::Killed | Behaviour::KilledInCalls => killed::run(options, &mut account)?,
     }
     say(&account)
-}
-
-/// What [`Behaviour::Killed`] starts: connects, says so, and waits for its end.
-pub fn wait_to_be_killed(targets: &[SocketAddr]) -> Result<()> {
-    let mut account = Account::default();
-    let mut held = Vec::new();
-    for target in targets.iter().cycle().take(usize::try_from(EACH)?) {
-        held.extend(begin(*target, &mut account)?);
-    }
-    for socket in &held {
-        account.let_go(socket)?;
-    }
-    say(&account)?;
-    loop {
-        std::thread::park();
-    }
 }
 
 /// Marks of clients tell network namespaces apart, as the datapath does; two of many share one.
@@ -203,26 +211,6 @@ sockopt_impl!(
     libc::SO_NETNS_COOKIE,
     u64
 );
-
-fn killed(options: &Options, account: &mut Account) -> Result<()> {
-    let exe = std::env::current_exe()?;
-    while account.connects < options.connects {
-        let mut command = Command::new(&exe);
-        command.arg("hostile").arg("--wait-to-be-killed");
-        for target in &options.targets {
-            command.arg("--target").arg(target.to_string());
-        }
-        let mut child = command.stdout(Stdio::piped()).spawn()?;
-        let mut line = String::new();
-        let out = child.stdout.take().context("a child without an output")?;
-        BufReader::new(out).read_line(&mut line)?;
-        child.kill()?;
-        child.wait()?;
-        let its = serde_json::from_str(&line).with_context(|| format!("a child said {line:?}"))?;
-        *account = std::mem::take(account).and(&its);
-    }
-    Ok(())
-}
 
 /// One connect to its end.
 fn one(target: SocketAddr, account: &mut Account) -> Result<()> {
@@ -243,6 +231,14 @@ fn one(target: SocketAddr, account: &mut Account) -> Result<()> {
 /// A connect that is under way, or was established at once. None if it failed.
 fn begin(target: SocketAddr, account: &mut Account) -> Result<Option<OwnedFd>> {
     let socket = socket(target, SocketFlags::NONBLOCK)?;
+    begin_with(socket, target, account)
+}
+
+fn begin_with(
+    socket: OwnedFd,
+    target: SocketAddr,
+    account: &mut Account,
+) -> Result<Option<OwnedFd>> {
     account.connects += 1;
     match connect(&socket, &target) {
         Ok(()) | Err(Errno::INPROGRESS) => {
@@ -280,6 +276,27 @@ fn hold(targets: &[SocketAddr], time: Duration, account: &mut Account) -> Result
     // How long it means to wait, not a wait for anything.
     std::thread::sleep(time);
     held.iter().try_for_each(|socket| account.let_go(socket))
+}
+
+/// The owner waits for one after another, and so learns of many just when the kernel ends them.
+fn bounded(targets: &[SocketAddr], time: Duration, account: &mut Account) -> Result<()> {
+    let time = u32::try_from(time.as_millis())?;
+    let mut held = Vec::new();
+    for target in targets {
+        let socket = socket(*target, SocketFlags::NONBLOCK)?;
+        setsockopt(&socket, sockopt::TcpUserTimeout, &time).context("TCP_USER_TIMEOUT")?;
+        held.extend(begin_with(socket, *target, account)?);
+    }
+    let patience = PollTimeout::try_from(PATIENCE)?;
+    for socket in &held {
+        // An end is told as an error, asked for or not.
+        poll(
+            &mut [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)],
+            patience,
+        )?;
+        account.let_go(socket)?;
+    }
+    Ok(())
 }
 
 fn socket(target: SocketAddr, flags: SocketFlags) -> Result<OwnedFd> {

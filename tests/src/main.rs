@@ -235,9 +235,10 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         Task::Hostile {
             targets,
+            behaviour,
             wait_to_be_killed: true,
             ..
-        } => hostile::wait_to_be_killed(&targets)?,
+        } => hostile::wait_to_be_killed(&targets, behaviour)?,
         Task::Hostile {
             targets,
             behaviour,

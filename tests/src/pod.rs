@@ -7,7 +7,6 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use clap::ValueEnum;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -199,9 +198,7 @@ impl Pod<'_> {
         for target in targets {
             command.arg("--target").arg(target.to_string());
         }
-        let name = behaviour.to_possible_value();
-        let name = name.context("a behaviour without a name")?;
-        command.args(["--behaviour", name.get_name()]);
+        command.args(["--behaviour", &behaviour.argument()]);
         command.arg("--connects").arg(connects.to_string());
         command.arg("--hold-ms").arg(hold.as_millis().to_string());
         let said = run(&mut command)?;

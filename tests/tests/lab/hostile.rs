@@ -211,6 +211,10 @@ fn no_hostile_client_ejects_a_healthy_backend_or_fails_a_good_one() {
                 kernel.has_unanswered(&kept, account.abandoned),
                 "{told}, kept: {kept:?}"
             ),
+            Silence::OfTimedOut => assert!(
+                kernel.has_unanswered(&kept, account.timed_out),
+                "{told}, kept: {kept:?}"
+            ),
             Silence::Perhaps => assert!(kernel.unanswered <= account.connects, "{told}"),
         }
         row.own.unset(&stage.pod(pod), &stage.lab);

@@ -21,6 +21,8 @@ pub(super) enum Silence {
     Never,
     /// Of all that the client held, and gave up.
     OfAbandoned,
+    /// Of all that the kernel gave up: it looks at the client's patience only when it has sent again.
+    OfTimedOut,
     /// Of none, or of some.
     Perhaps,
 }
@@ -30,7 +32,7 @@ pub(super) struct Row {
     pub(super) past: Past,
     pub(super) own: Own,
     pub(super) behaviour: Behaviour,
-    /// For how long connects are held.
+    /// For how long connects are held, or the kernel is told to have patience.
     pub(super) hold: Duration,
     /// Did what its name says, and nothing else.
     pub(super) did: fn(&Account) -> bool,
@@ -40,6 +42,8 @@ pub(super) struct Row {
 pub(super) const MANY: u64 = 10_000;
 
 const AT_ONCE: Duration = Duration::ZERO;
+/// Shorter than the kernel waits before it looks at it.
+const HALF_A_SECOND: Duration = Duration::from_millis(500);
 /// Not until first time-outs are noticed.
 const A_WHILE: Duration = Duration::from_millis(150);
 /// Until first time-outs are noticed.
@@ -47,9 +51,9 @@ pub(super) const FIRST_TIME_OUT: Duration = Duration::from_millis(1500);
 /// Until an ICMP error is believed, also where the first was lost.
 const SECOND_TIME_OUT: Duration = Duration::from_millis(3500);
 
-use Behaviour::{Abandon, Connect, Dissolve, Hold, Killed, Reuse};
+use Behaviour::{Abandon, Bounded, Connect, Dissolve, Hold, Killed, KilledInCalls, Reuse};
 use Past::{Newcomer, Proven};
-use Silence::{Never, OfAbandoned, Perhaps};
+use Silence::{Never, OfAbandoned, OfTimedOut, Perhaps};
 
 const fn row(
     name: &'static str,
@@ -85,6 +89,10 @@ fn all_refused(a: &Account) -> bool {
 
 fn all_abandoned(a: &Account) -> bool {
     a.abandoned == a.connects
+}
+
+fn all_timed_out(a: &Account) -> bool {
+    a.timed_out == a.connects
 }
 
 /// Of each family one backend is refused until it is closed to this client, after two failures; the other serves.
@@ -135,7 +143,7 @@ fn almost_all_without_a_port(a: &Account) -> bool {
 }
 
 #[rustfmt::skip]
-pub(super) const ROWS: [Row; 22] = [
+pub(super) const ROWS: [Row; 24] = [
     row("never succeeded, own firewall resets", Newcomer, Own::Reset, Connect, all_refused),
     row("never succeeded, own firewall drops", Newcomer, Own::Drop, Hold, all_abandoned)
         .held(FIRST_TIME_OUT, OfAbandoned),
@@ -156,7 +164,10 @@ pub(super) const ROWS: [Row; 22] = [
     row("own firewall drops to one backend, gives up late", Proven, Own::DropOne, Hold, silent_by_one)
         .held(FIRST_TIME_OUT, OfAbandoned),
     row("own firewall drops, gives up at once", Proven, Own::Drop, Abandon, all_abandoned),
+    row("own firewall drops, the kernel gives up early for it", Proven, Own::Drop, Bounded, all_timed_out)
+        .held(HALF_A_SECOND, OfTimedOut),
     row("own firewall drops, killed while connecting", Proven, Own::Drop, Killed, all_abandoned),
+    row("own firewall drops, killed in calls of connect", Proven, Own::Drop, KilledInCalls, all_abandoned),
     row("own firewall drops, dissolves and connects again", Proven, Own::Drop, Dissolve, all_abandoned),
     row("own firewall drops answers, gives up at once", Proven, Own::Deaf, Abandon, all_abandoned),
     row("own firewall drops answers, dissolves and connects again", Proven, Own::Deaf, Dissolve, all_abandoned),

@@ -1,6 +1,7 @@
 //! A client that connects and does not mean it, in as many ways as a pod has. It says what it did, so that the kernel's
 //! counts can be held against it.
 
+mod destroyed;
 mod killed;
 
 use std::collections::BTreeMap;
@@ -26,9 +27,9 @@ use crate::netns::Netns;
 
 pub use killed::wait_to_be_killed;
 
-/// Connects that are under way when one child is killed.
+/// Connects that are under way when one child is killed, or when `ss` is called to destroy them.
 const EACH: u64 = 100;
-/// For an end that the kernel comes to by itself.
+/// For an end that is not the client's own doing.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -47,6 +48,8 @@ pub enum Behaviour {
     Killed,
     /// Is killed while threads wait in connects.
     KilledInCalls,
+    /// Has its sockets destroyed by another process while connects are under way (`ss -K`).
+    Destroyed,
     /// Has one descriptor for all: each new socket takes the place of the one before.
     Reuse,
 }
@@ -76,7 +79,7 @@ pub struct Account {
     /// Calls of connect() with an address.
     pub connects: u64,
     pub established: u64,
-    /// Closed, dissolved or killed when no answer had come.
+    /// Closed, dissolved, killed or destroyed when no answer had come.
     pub abandoned: u64,
     pub refused: u64,
     pub timed_out: u64,
@@ -129,6 +132,7 @@ impl Account {
         match errno {
             Errno::CONNREFUSED => self.refused += 1,
             Errno::TIMEDOUT => self.timed_out += 1,
+            Errno::CONNABORTED => self.abandoned += 1,
             other => {
                 let name = nix::errno::Errno::from_raw(other.raw_os_error()).to_string();
                 *self.other.entry(name).or_default() += 1;
@@ -191,6 +195,12 @@ pub fn run(options: &Options) -> Result<()> {
             }
         }
         Behaviour::Killed | Behaviour::KilledInCalls => killed::run(options, &mut account)?,
+        Behaviour::Destroyed => {
+            while account.connects < options.connects {
+                let wave: Result<Vec<SocketAddr>> = (0..EACH).map(|_| next()).collect();
+                destroyed::run(&wave?, &mut account)?;
+            }
+        }
     }
     say(&account)
 }

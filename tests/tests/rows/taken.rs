@@ -3,10 +3,11 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use isthmus_abi::{BackendFailuresRow, ServiceLimitsRow, service_flags};
 use isthmus_core::model::Protocol;
 use nix::libc;
@@ -19,13 +20,17 @@ use super::world::World;
 
 const KINDS: [Kind; 3] = [Kind::V4, Kind::V6, Kind::Mptcp];
 const ROUNDS: usize = 200;
-/// Connects that time out together.
+/// How often some are destroyed together.
+const DESTROYED: usize = 50;
+/// Of which enough are asked just when they end, at a first and only time.
+const MANY: usize = 400;
+/// Connects that time out, or are destroyed, together.
 const TOGETHER: usize = 16;
 
 pub fn rows() -> Vec<Row> {
     let kinds = KINDS.into_iter().filter(|kind| kind.exists(Protocol::Tcp));
     kinds
-        .flat_map(|kind| -> [Row; 3] {
+        .flat_map(|kind| -> [Row; 5] {
             [
                 (
                     format!("taken: {kind:?}: refused"),
@@ -38,6 +43,14 @@ pub fn rows() -> Vec<Row> {
                 (
                     format!("taken: {kind:?}: given up by its owner is no failure"),
                     Box::new(move |world| given_up(world, kind)),
+                ),
+                (
+                    format!("taken: {kind:?}: destroyed from outside is no failure"),
+                    Box::new(move |world| destroyed(world, kind, DESTROYED, TOGETHER, 0)),
+                ),
+                (
+                    format!("taken: {kind:?}: destroyed after a first time-out is no failure"),
+                    Box::new(move |world| destroyed(world, kind, 1, MANY, MANY)),
                 ),
             ]
         })
@@ -214,5 +227,69 @@ fn given_up(world: &mut World, kind: Kind) -> anyhow::Result<()> {
     std::thread::sleep(Duration::from_millis(50));
     let now = failures(world, kind)?;
     ensure!(now == before, "{now:?}");
+    Ok(())
+}
+
+/// Destroys what connects in this namespace.
+fn destroy_all() -> anyhow::Result<()> {
+    let status = Command::new("ss")
+        .args(["-K", "-H", "-n", "-t", "state", "syn-sent"])
+        .stdout(Stdio::null())
+        .status()
+        .context("starting ss")?;
+    ensure!(status.success(), "ss -K: {status}");
+    Ok(())
+}
+
+/// Of many connects at a time, in so many `rounds`: each time as soon as so many first SYNs were `unanswered`.
+fn destroyed(
+    world: &mut World,
+    kind: Kind,
+    rounds: usize,
+    many: usize,
+    unanswered: usize,
+) -> anyhow::Result<()> {
+    let deaf = Deaf::new(kind)?;
+    service(world, kind, deaf.address)?;
+    let before = failures(world, kind)?;
+    for round in 1..=rounds {
+        let sockets = (0..many).map(|_| non_blocking(kind));
+        let sockets: Vec<Socket> = sockets.collect::<anyhow::Result<_>>()?;
+        for socket in &sockets {
+            begin(socket, kind)?;
+        }
+        let begun = Instant::now();
+        while failures(world, kind)?.unanswered - before.unanswered < unanswered as u64 {
+            ensure!(
+                begun.elapsed() < Duration::from_secs(5),
+                "no first time-out"
+            );
+            std::thread::yield_now();
+        }
+        let ends = AtomicBool::new(false);
+        let taken = std::thread::scope(|scope| {
+            let other = scope.spawn(|| take_errors(&sockets, libc::ECONNABORTED, &ends));
+            let begun = Instant::now();
+            let mut asked = Ok(());
+            while asked.is_ok() && !other.is_finished() && begun.elapsed() < Duration::from_secs(2)
+            {
+                asked = destroy_all();
+            }
+            ends.store(true, Ordering::Relaxed);
+            let taken = other.join().expect("no thread panics");
+            asked.and(taken)
+        })?;
+        ensure!(
+            taken == many,
+            "{taken} of {many} were destroyed in round {round}"
+        );
+    }
+    let now = failures(world, kind)?;
+    ensure!(
+        (now.refused, now.unreachable, now.timed_out)
+            == (before.refused, before.unreachable, before.timed_out),
+        "{now:?}"
+    );
+    ensure!(unanswered > 0 || now == before, "{now:?}");
     Ok(())
 }

@@ -17,7 +17,7 @@ pub(crate) fn image(tree: &Tree, series: &str) -> PathBuf {
 }
 
 /// Modules of a kernel that the rows need, in the order of loading: a host loads them when somebody asks.
-const MODULES: [&str; 2] = ["inet_diag", "udp_diag"];
+const MODULES: [&str; 3] = ["inet_diag", "tcp_diag", "udp_diag"];
 
 /// The files of these modules, perhaps compressed, once they are fetched; none of one that is not.
 pub(crate) fn modules(tree: &Tree, series: &str) -> Vec<PathBuf> {

@@ -19,7 +19,7 @@ use crate::tree::Tree;
 /// A machine emulated instruction by instruction, on a busy host.
 const LIMIT: Duration = Duration::from_secs(480);
 
-/// What busybox does in the booted machine. `ip` is the real one: the rows use more of it.
+/// What busybox does in the booted machine. `ip` and `ss` are the real ones: the rows use more of them.
 const APPLETS: [&str; 11] = [
     "sh", "mount", "umount", "uname", "echo", "cat", "ls", "sleep", "poweroff", "insmod", "xz",
 ];
@@ -67,10 +67,11 @@ fn user_land(tree: &Tree, program: &Path, series: &str) -> Result<Vec<u8>> {
     for applet in APPLETS {
         archive.link(&format!("bin/{applet}"), "busybox");
     }
-    archive.program(
-        "sbin/ip",
-        &which("ip").context("ip is not installed: cargo xtask setup lab")?,
-    )?;
+    for (place, program) in [("sbin/ip", "ip"), ("bin/ss", "ss")] {
+        let installed = which(program)
+            .with_context(|| format!("{program} is not installed: cargo xtask setup lab"))?;
+        archive.program(place, &installed)?;
+    }
     archive.program("bin/rows", program)?;
     let mut load = String::new();
     for module in modules(tree, series) {

@@ -51,7 +51,9 @@ pub(super) const FIRST_TIME_OUT: Duration = Duration::from_millis(1500);
 /// Until an ICMP error is believed, also where the first was lost.
 const SECOND_TIME_OUT: Duration = Duration::from_millis(3500);
 
-use Behaviour::{Abandon, Bounded, Connect, Dissolve, Hold, Killed, KilledInCalls, Reuse};
+use Behaviour::{
+    Abandon, Bounded, Connect, Destroyed, Dissolve, Hold, Killed, KilledInCalls, Reuse,
+};
 use Past::{Newcomer, Proven};
 use Silence::{Never, OfAbandoned, OfTimedOut, Perhaps};
 
@@ -143,7 +145,7 @@ fn almost_all_without_a_port(a: &Account) -> bool {
 }
 
 #[rustfmt::skip]
-pub(super) const ROWS: [Row; 24] = [
+pub(super) const ROWS: [Row; 25] = [
     row("never succeeded, own firewall resets", Newcomer, Own::Reset, Connect, all_refused),
     row("never succeeded, own firewall drops", Newcomer, Own::Drop, Hold, all_abandoned)
         .held(FIRST_TIME_OUT, OfAbandoned),
@@ -168,6 +170,7 @@ pub(super) const ROWS: [Row; 24] = [
         .held(HALF_A_SECOND, OfTimedOut),
     row("own firewall drops, killed while connecting", Proven, Own::Drop, Killed, all_abandoned),
     row("own firewall drops, killed in calls of connect", Proven, Own::Drop, KilledInCalls, all_abandoned),
+    row("own firewall drops, destroyed while connecting", Proven, Own::Drop, Destroyed, all_abandoned),
     row("own firewall drops, dissolves and connects again", Proven, Own::Drop, Dissolve, all_abandoned),
     row("own firewall drops answers, gives up at once", Proven, Own::Deaf, Abandon, all_abandoned),
     row("own firewall drops answers, dissolves and connects again", Proven, Own::Deaf, Dissolve, all_abandoned),

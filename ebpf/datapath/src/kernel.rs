@@ -138,8 +138,12 @@ impl Sock {
     /// tell.
     #[inline(always)]
     pub fn is_busy(self) -> bool {
-        let owned: u32 = peek(self.0, &SK_OWNED);
-        owned | self.error() != 0
+        self.owned() | self.error() != 0
+    }
+    /// 0 unless somebody is in the middle of a call of it.
+    #[inline(always)]
+    pub fn owned(self) -> u32 {
+        peek(self.0, &SK_OWNED)
     }
     #[inline(always)]
     pub fn protocol(self) -> u16 {

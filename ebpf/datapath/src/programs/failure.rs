@@ -48,7 +48,10 @@ pub fn inet_sk_error_report(ctx: BtfTracePointContext) -> i32 {
             ECONNREFUSED => FailureCause::Refused,
             ENETUNREACH | EHOSTUNREACH | EACCES => FailureCause::Unreachable,
             ETIMEDOUT => FailureCause::TimedOut,
-            0 if state == CLOSE => traced(sock),
+            0 if state == CLOSE => match traced(sock) {
+                FailureCause::None => return 0,
+                cause => cause,
+            },
             _ => return 0,
         },
         _ => return 0,
@@ -64,11 +67,14 @@ pub fn inet_sk_error_report(ctx: BtfTracePointContext) -> i32 {
 /// reports, and one that waits by `poll` may have taken the error by then, on another CPU; and an MPTCP connection takes its
 /// subflow's.
 ///
-/// Who answers a SYN with a segment and does not connect, resets. ICMP comes before the kernel's time is up.
+/// Who answers a SYN with a segment and does not connect, resets. ICMP comes before the kernel's time is up, and ends a connect while nobody is
+/// in a call of the socket; who destroys it from outside (`ss -K`) is in one.
 #[inline(always)]
 fn traced(sock: Sock) -> FailureCause {
     if sock.segments() != 0 {
         FailureCause::Refused
+    } else if sock.owned() != 0 {
+        FailureCause::None
     } else if sock.soft_error() != 0 || sock.retransmits() == 0 {
         FailureCause::Unreachable
     } else {

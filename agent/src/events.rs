@@ -6,9 +6,8 @@ mod ring;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use isthmus_abi::{EventKind, EventRow, FailureCause, NO_MARK, Refusal, TICK_SHIFT};
@@ -21,9 +20,6 @@ pub use ring::{read_ring, watch_peers};
 
 /// Happenings that a monitor may lag behind; older ones are lost to it, and it is told how many.
 const BACKLOG: usize = 4096;
-/// Services and clusters whose ejections are counted by name; those of others are counted together.
-pub const NAMES_MAX: usize = 2048;
-
 /// One thing that happened.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Happening {
@@ -151,14 +147,6 @@ pub struct Monitors {
     told: [AtomicU64; EventKind::ALL.len()],
     /// Happenings that some monitor was too slow for.
     missed: AtomicU64,
-    ejections: Mutex<Ejections>,
-}
-
-/// How many ejections there were, by the service and the backend's cluster; of those without a place here, in sum.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Ejections {
-    pub named: BTreeMap<(ObjectName, ClusterId), u64>,
-    pub others: u64,
 }
 
 impl Default for Monitors {
@@ -167,7 +155,6 @@ impl Default for Monitors {
             sender: broadcast::Sender::new(BACKLOG),
             told: Default::default(),
             missed: AtomicU64::new(0),
-            ejections: Mutex::default(),
         }
     }
 }
@@ -176,9 +163,6 @@ impl Monitors {
     pub fn tell(&self, happening: Happening) {
         if let What::Health(health) = &happening.what {
             self.told[health.kind as usize - 1].fetch_add(1, Ordering::Relaxed);
-            if health.kind == EventKind::Ejected {
-                self.count_ejection(health);
-            }
         }
         // Nobody listens: nothing is lost.
         let _ = self.sender.send(Arc::new(happening));
@@ -194,6 +178,7 @@ impl Monitors {
         self.missed.fetch_add(number, Ordering::Relaxed);
     }
 
+    /// Events that monitors were too slow for, since the agent started.
     #[must_use]
     pub fn missed(&self) -> u64 {
         self.missed.load(Ordering::Relaxed)
@@ -204,40 +189,5 @@ impl Monitors {
         EventKind::ALL
             .into_iter()
             .map(|kind| (kind, self.told[kind as usize - 1].load(Ordering::Relaxed)))
-    }
-
-    #[must_use]
-    pub fn ejections(&self) -> Ejections {
-        self.counted().clone()
-    }
-
-    /// Services that are no more give up their names.
-    pub fn forget_ejections(&self, gone: impl Fn(&ObjectName) -> bool) {
-        self.counted()
-            .named
-            .retain(|(service, _), _| !gone(service));
-    }
-
-    fn count_ejection(&self, health: &Health) {
-        let mut counted = self.counted();
-        let (Some(port), Some(backend)) = (&health.port, &health.backend) else {
-            counted.others += 1;
-            return;
-        };
-        let room = counted.named.len() < NAMES_MAX;
-        match counted.named.entry((port.service.clone(), backend.cluster)) {
-            std::collections::btree_map::Entry::Occupied(mut known) => *known.get_mut() += 1,
-            std::collections::btree_map::Entry::Vacant(fresh) if room => {
-                fresh.insert(1);
-            }
-            std::collections::btree_map::Entry::Vacant(_) => counted.others += 1,
-        }
-    }
-
-    fn counted(&self) -> MutexGuard<'_, Ejections> {
-        // Each change is one addition: a panic beside it leaves nothing half done.
-        self.ejections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -29,6 +29,7 @@ impl Collector for NodeMetrics {
         self.datapath(&mut encoder)?;
         self.reconcile(&mut encoder)?;
         services::encode(&self.view, &self.tally, &mut encoder)?;
+        self.events(&mut encoder)?;
         self.source(&mut encoder)?;
         self.mesh(&mut encoder)
     }
@@ -134,6 +135,24 @@ impl NodeMetrics {
             "reconcile_write_failures",
             "Writes that the kernel refused",
             counts.writes_failed,
+        )
+    }
+
+    fn events(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let monitors = &self.view.monitors;
+        counters(
+            encoder,
+            "health_events",
+            "What programs told of health, each as monitors show it",
+            monitors
+                .told()
+                .map(|(kind, number)| ([("event", kind.name())], number)),
+        )?;
+        counter(
+            encoder,
+            "monitor_missed_events",
+            "Events that monitors were too slow for",
+            monitors.missed(),
         )
     }
 

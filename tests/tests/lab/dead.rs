@@ -68,6 +68,10 @@ fn a_killed_backend_costs_three_refusals_and_comes_back() {
         refused as f64
     );
     assert_eq!(metric("service_ejections_total", &of("")), 1.0);
+    for event in ["ejected", "returned"] {
+        let label = format!("event=\"{event}\"");
+        assert_eq!(metric("health_events_total", &label), 1.0);
+    }
     assert_eq!(metric("service_backends_ejected", &pair), 0.0);
     // Two backends, a port each of TCP and UDP, two families.
     assert_eq!(metric("service_backends", &pair), 8.0);

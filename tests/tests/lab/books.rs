@@ -6,6 +6,8 @@ use isthmus_tests::client::{self, Report};
 use isthmus_tests::hostile::Account;
 use isthmus_tests::{BackendCounts, Frontend, KernelHealth, Node, ServiceCounts, Traffic};
 
+use super::shield::Kept;
+
 /// Of some frontends, each a service to the kernel. Opened while nothing is under way.
 pub(crate) struct Books {
     rows: Vec<Rows>,
@@ -143,7 +145,7 @@ pub(crate) struct Opened {
     /// What it had told when they were opened.
     pub(crate) before: Told,
     /// What had been kept from the programs by then.
-    pub(crate) kept: Counted,
+    pub(crate) kept: Kept,
 }
 
 impl Opened {
@@ -157,7 +159,7 @@ impl Opened {
         Self {
             books: Books::of(node, frontends),
             before: Told::by_client(traffic.total()),
-            kept: Counted::default(),
+            kept: Kept::default(),
         }
     }
 
@@ -212,10 +214,6 @@ impl Told {
             timed_out: account.timed_out,
             at_home,
         }
-    }
-
-    fn failures(&self) -> [u64; 3] {
-        [self.refused, self.unreachable, self.timed_out]
     }
 
     pub(crate) fn and(self, more: Self) -> Self {
@@ -336,32 +334,28 @@ impl<'a> Ledger<'a> {
 impl Counted {
     /// With the failures that were kept from the programs. A kernel keeps all of them or none: one that keeps none has counted what
     /// the clients told.
-    pub(crate) fn and_kept(mut self, kept: Self, told: Told) -> Self {
-        if self.failures() != told.failures() {
-            eprintln!("kept from the programs: {kept:?}");
-            self.refused += kept.refused;
-            self.unreachable += kept.unreachable;
-            self.timed_out += kept.timed_out;
+    pub(crate) fn and_kept(mut self, kept: Kept, told: Told) -> Self {
+        let counted = [self.refused, self.unreachable, self.timed_out];
+        if counted == [told.refused, told.unreachable, told.timed_out] {
+            return self;
+        }
+        eprintln!("kept from the programs: {kept:?}");
+        let mut taken = kept.taken;
+        for (counted, kept, told) in [
+            (&mut self.refused, kept.refused, told.refused),
+            (&mut self.unreachable, kept.unreachable, told.unreachable),
+            (&mut self.timed_out, kept.timed_out, told.timed_out),
+        ] {
+            *counted += kept;
+            let missing = told.saturating_sub(*counted).min(taken);
+            *counted += missing;
+            taken -= missing;
         }
         self
     }
 
-    fn failures(&self) -> [u64; 3] {
-        [self.refused, self.unreachable, self.timed_out]
-    }
-
-    pub(crate) fn kept_since(self, before: Self) -> Self {
-        Self {
-            refused: self.refused - before.refused,
-            unreachable: self.unreachable - before.unreachable,
-            timed_out: self.timed_out - before.timed_out,
-            unanswered: self.unanswered - before.unanswered,
-            ..Self::default()
-        }
-    }
-
     /// Whether so many first SYNs were unanswered, with those that were kept from the programs or without.
-    pub(crate) fn has_unanswered(&self, kept: &Self, wanted: u64) -> bool {
+    pub(crate) fn has_unanswered(&self, kept: &Kept, wanted: u64) -> bool {
         [self.unanswered, self.unanswered + kept.unanswered].contains(&wanted)
     }
 

@@ -195,7 +195,7 @@ fn no_hostile_client_ejects_a_healthy_backend_or_fails_a_good_one() {
             bad.hostile(row.behaviour, &stage.targets, MANY, row.hold)
                 .unwrap()
         });
-        let kept = stage.shield.kept().kept_since(kept);
+        let kept = stage.shield.kept().since(kept);
         let kernel = books.since();
         let told = format!("{name}, {rate}/s: {account:?} {kernel:?} {good:?}");
         expect_shares(&before, stage.good.total(), &told);

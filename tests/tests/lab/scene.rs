@@ -11,7 +11,7 @@ use isthmus_tests::{Lab, Node, Pod, Requests, Traffic, wait_for};
 
 use super::books::{Books, Counted, Opened, Told};
 use super::common::{ALONE, PORT, SERVICE, at_least, running};
-use super::shield::Shield;
+use super::shield::{Kept, Shield};
 
 pub(crate) const BACKENDS: [&str; 2] = ["east/backend-1", "east/backend-2"];
 pub(crate) const RATE: f64 = 1000.0;
@@ -75,8 +75,8 @@ impl Scene {
     }
 
     /// What was kept from the programs since the books were opened.
-    pub(crate) fn kept(&self, opened: &Opened) -> Counted {
-        self.shield.kept().kept_since(opened.kept)
+    pub(crate) fn kept(&self, opened: &Opened) -> Kept {
+        self.shield.kept().since(opened.kept)
     }
 
     /// The same, with what another told.

@@ -117,6 +117,11 @@ fn set_up_node(node: &NodePlan) -> Result<()> {
         node.cluster
     )?;
     writeln!(lines, "route add default via fe80::1 dev eth0")?;
+    // An address of the node's own range that no pod has: without a route it would go to the backbone and come back, until
+    // its hops are spent.
+    for prefix in node.pod_prefixes() {
+        writeln!(lines, "route add unreachable {prefix}")?;
+    }
     namespace.ip(&lines)?;
     namespace.nft(&tell_tale()?)
 }
@@ -210,7 +215,13 @@ fn set_up_pod(pod: &PodPlan) -> Result<()> {
     Netns::new(pod.netns()).ip(&inside)
 }
 
-/// Removes the namespace, and with it the veth and the node's routes to it. No process may be left in it.
+/// Takes the veth away, and with it the node's routes to the pod, at once: from then on nothing of the pod answers, and the
+/// node says that it is unreachable.
+pub(crate) fn unplug_pod(pod: &PodPlan) -> Result<()> {
+    Netns::new(pod.node.netns()).ip(&format!("link del {}\n", pod.node_interface()))
+}
+
+/// Removes the namespace. No process may be left in it.
 pub(crate) fn remove_pod(pod: &PodPlan) -> Result<()> {
     netns::ip_batch(&format!("netns del {}\n", pod.netns()))
 }

@@ -1,16 +1,16 @@
-//! Agents that are killed, replaced, and replaced with other maps, while backends are ejected, on trial, and kept in by the cap:
-//! under traffic whose books balance, beside flows that live through all of it.
+//! Agents that are killed, replaced, and replaced with other maps, while backends die, are ejected, on trial, and kept in by the
+//! cap: under traffic whose books balance, beside flows that live through all of it.
 
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use isthmus_tests::client::REFUSED;
-use isthmus_tests::wait_for;
+use isthmus_tests::client::{NO_ANSWER, REFUSED, Report};
+use isthmus_tests::{Frontend, wait_for};
 
-use super::books::Opened;
-use super::common::SetAtEnd;
+use super::books::{Counted, Opened};
+use super::common::{PORT, SERVICE, SetAtEnd, TWO_SMALL, expect_all_translated, running};
 use super::long::LongFlows;
 use super::scene::{BACKENDS, RATE, RETURN, Scene, WORKERS};
 
@@ -174,4 +174,94 @@ fn what_the_cap_kept_in_goes_with_other_maps() {
     assert_eq!(scene.balance(&opened).ejections, 3);
     flows.go_on("with other maps");
     flows.balance();
+}
+
+/// Connects under way at once when a pod goes.
+const MANY_WORKERS: usize = 16;
+
+/// A pod of the other cluster goes whole, with its network, while neither node has an agent; both get one later. What clients
+/// asked until the kernel had ejected it, and what it counted.
+fn removed_without_agents(name: &str, network: impl FnOnce(&Scene)) -> (Report, Counted) {
+    const GONE: &str = "west/backend";
+    let lab = running(name, TWO_SMALL);
+    let mut scene = Scene::blocking(lab, MANY_WORKERS, Duration::from_secs(2));
+    let client = scene.pod("east/client").netns();
+    client.sysctl(&[("net/ipv4/tcp_syn_retries", "1")]).unwrap();
+    network(&scene);
+    let (report, opened) = scene.until_out(1, |scene| {
+        for node in scene.lab.nodes() {
+            node.kill_agent().unwrap();
+        }
+        scene.pod(GONE).remove().unwrap();
+    });
+    let agents = scene.lab.nodes().flat_map(|node| node.pids("agent"));
+    assert_eq!(agents.count(), 0);
+    let kernel = scene.balance(&opened);
+    eprintln!("{name}: {:?}, {kernel:?}", report.failures);
+    assert_eq!((kernel.out, kernel.ejections), (1, 1), "{kernel:?}");
+    assert_eq!(kernel.refused, 0, "{kernel:?}");
+    // What was established when it went had no answer.
+    let failed = kernel.unreachable + kernel.timed_out;
+    let unanswered = report.failed_by(NO_ANSWER);
+    assert_eq!(report.failed(), failed + unanswered, "{report:?}");
+    // Each that was under way, those whose workers had drawn it again before the third failure, and a trial. Were it still in
+    // when the kernel gave the first ones up, it would be as many again.
+    assert!(
+        (5..=MANY_WORKERS as u64 + 3).contains(&failed),
+        "{report:?}"
+    );
+    let rest = scene.more_paused(1000);
+    // A trial may fall due meanwhile.
+    assert!(rest.failed() <= 1, "{rest:?}");
+    let answered: Vec<_> = rest.answers.keys().collect();
+    assert_eq!(answered, ["production/backend east/backend"]);
+    scene.balance(&opened);
+    // Agents come under traffic, and learn that it is gone.
+    scene.client.rate(RATE).unwrap();
+    for node in scene.lab.nodes() {
+        node.start_agent(&[]).unwrap();
+    }
+    for node in scene.lab.nodes() {
+        let one = |f: &Frontend| f.serving() == 1;
+        node.wait_frontend(SERVICE, PORT, "has one backend", one)
+            .unwrap();
+    }
+    let start = scene.client.pause().unwrap();
+    // Trials again, while it was still there to be tried.
+    assert!(start.failed() <= 2, "{start:?}");
+    let last = scene.more_paused(1000);
+    eprintln!(
+        "{name}: failed of {}, {}, {}: {}, {}, {}",
+        rest.requests,
+        start.requests,
+        last.requests,
+        rest.failed(),
+        start.failed(),
+        last.failed()
+    );
+    assert_eq!(last.failed(), 0, "{last:?}");
+    expect_all_translated(&scene.lab);
+    (report, kernel)
+}
+
+/// Its node has no route to it and says so, by ICMP, as often as a kernel does that: to the first few, then once a second. To a
+/// connect that waits it is a hint at first, by which it fails when its time is over; only what comes after its second SYN ends
+/// it at once. So it is first time-outs that eject here too.
+#[test]
+fn a_pod_removed_without_agents_is_ejected_where_its_node_says_that_it_is_unreachable() {
+    let (report, kernel) = removed_without_agents("removed", |_| ());
+    assert!(kernel.unreachable > 0, "{report:?}");
+}
+
+/// Its node says nothing: a route of its own swallows what goes to addresses that no pod has.
+#[test]
+fn a_pod_removed_without_agents_is_ejected_where_its_node_is_silent() {
+    let (report, kernel) = removed_without_agents("swallowed", |scene| {
+        let node = scene.lab.node("west-1").unwrap();
+        for prefix in node.plan().pod_prefixes() {
+            let lines = format!("route del unreachable {prefix}\nroute add blackhole {prefix}\n");
+            node.netns().ip(&lines).unwrap();
+        }
+    });
+    assert_eq!(kernel.unreachable, 0, "{report:?}");
 }

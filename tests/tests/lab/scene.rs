@@ -34,12 +34,18 @@ impl Scene {
     }
 
     pub(crate) fn in_lab(lab: Lab, workers: usize, patience: Duration) -> Self {
+        Self::asked(lab, |to| to.workers(workers).timeout(patience))
+    }
+
+    /// The same, whose connects end when the kernel says so; `patience` is for answers.
+    pub(crate) fn blocking(lab: Lab, workers: usize, patience: Duration) -> Self {
+        Self::asked(lab, |to| to.workers(workers).timeout(patience).blocking())
+    }
+
+    fn asked(lab: Lab, how: impl FnOnce(Requests) -> Requests) -> Self {
         let frontend = lab.node("east-1").unwrap().frontend(SERVICE, PORT, false);
         let target = frontend.unwrap().target().unwrap();
-        let requests = Requests::to(&format!("{target}={SERVICE}"))
-            .unwrap()
-            .workers(workers)
-            .timeout(patience);
+        let requests = how(Requests::to(&format!("{target}={SERVICE}")).unwrap());
         let mut client = lab.pod("east/client").unwrap().traffic(&requests).unwrap();
         client.rate(RATE).unwrap();
         at_least(&mut client, 200);

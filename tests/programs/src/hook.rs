@@ -13,11 +13,11 @@ use crate::sys::{self, Instruction};
 pub const CONNECT4: u32 = 10;
 pub const GETPEERNAME4: u32 = 29;
 
-/// A loaded program of a cgroup's hook, attached to nothing yet.
+/// A loaded program, attached to nothing yet.
 #[derive(Debug)]
 pub struct Program {
     fd: OwnedFd,
-    attach_type: u32,
+    hook: HookKind,
 }
 
 impl Program {
@@ -50,17 +50,13 @@ impl Program {
         Self::load(attach_type, &program)
     }
 
-    /// The datapath's own programs of cgroups, over the maps of `plan`.
+    /// The datapath's own programs, of cgroups and of tracepoints, over the maps of `plan`.
     ///
     /// # Errors
     /// If the kernel refuses a program or a map.
     pub fn ours(plan: &LoadPlan) -> Result<Vec<Self>> {
         let programs = plan.load()?.into_iter();
-        let of_cgroups = programs.filter_map(|(hook, fd)| match hook {
-            HookKind::Cgroup(attach_type) => Some(Self { fd, attach_type }),
-            HookKind::Tracepoint => None,
-        });
-        Ok(of_cgroups.collect())
+        Ok(programs.map(|(hook, fd)| Self { fd, hook }).collect())
     }
 
     /// The same programs over the same maps, but for a `sockets` of one row: they find no row for a socket, so they
@@ -78,23 +74,29 @@ impl Program {
         Self::ours(&plan)
     }
 
-    /// Attaches the program to `cgroup`, after those that are there. Closing what is returned detaches it.
+    /// Attaches the program to `cgroup`, after those that are there; or to its tracepoint, where it sees the whole machine.
+    /// Closing what is returned detaches it.
     ///
     /// # Errors
     /// If the kernel refuses the link.
     pub fn attach(&self, cgroup: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-        sys::link_create(self.fd.as_fd(), cgroup, self.attach_type)
+        let program = self.fd.as_fd();
+        match self.hook {
+            HookKind::Cgroup(attach_type) => sys::link_create(program, cgroup, attach_type),
+            HookKind::Tracepoint => sys::link_create_at(program, 0, sys::TRACE_RAW_TP),
+        }
     }
 
-    /// The hook that the program is for.
+    /// What the program is for.
     #[must_use]
-    pub fn attach_type(&self) -> u32 {
-        self.attach_type
+    pub fn hook(&self) -> HookKind {
+        self.hook
     }
 
     fn load(attach_type: u32, instructions: &[Instruction]) -> io::Result<Self> {
         let fd = sys::prog_load(attach_type, instructions)?;
-        Ok(Self { fd, attach_type })
+        let hook = HookKind::Cgroup(attach_type);
+        Ok(Self { fd, hook })
     }
 }
 

@@ -76,8 +76,8 @@ pub fn run(batches: Option<usize>) -> Result<Sheet> {
         title: "TCP socket, connect, accept, close: what is added to it, by us and by nftables in kube-proxy's shape",
         method: format!(
             "{rounds} rounds of interleaved batches of {TIMED} connections of fresh sockets to random ones of 10,000 services with 4 \
-             backends each, in one process, over {loads} loads of the programs, pinned to {cpu}; health on, its tracepoints not \
-             attached; the peer's rules, a verdict map, a chain for each service and endpoint, DNAT and the masquerade chain, \
+             backends each, in one process, over {loads} loads of the programs, pinned to {cpu}; health on, its tracepoints \
+             attached with our other programs, for our batches alone; the peer's rules, a verdict map, a chain for each service and endpoint, DNAT and the masquerade chain, \
              stand in a namespace of their own; both ends in one thread on loopback; figures are the 10th percentile of the batches, \
              [95% bootstrap interval over loads and rounds]; {discarded} rounds were thrown away for stolen time"
         ),

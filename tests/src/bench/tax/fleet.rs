@@ -8,7 +8,7 @@ use isthmus_abi::{
     BackendHealthRow, BackendRow, Frontend4Key, FrontendValue, NetPort, Ring, ScopeProtocol, Slot,
     backend_state,
 };
-use isthmus_agent::datapath::{Datapath, DatapathConfig, MapSizes, MappedArray, cleanup};
+use isthmus_agent::datapath::{Datapath, DatapathConfig, HookKind, MapSizes, MappedArray, cleanup};
 use isthmus_core::model::{Address, Protocol};
 use isthmus_core::table::Tables;
 use isthmus_test_programs::{CONNECT4, GETPEERNAME4, Program};
@@ -133,11 +133,12 @@ impl<'a> Fleet<'a> {
         })
     }
 
-    /// Puts a variant's programs on their hooks until the links are dropped.
+    /// Puts a variant's programs on their hooks until the links are dropped; ours on the tracepoints too.
     pub fn attach(&self, variant: Variant) -> Result<Vec<OwnedFd>> {
         let programs = &self.programs[variant as usize];
         let links = programs
             .iter()
+            .filter(|program| variant == Variant::Ours || program.hook() != HookKind::Tracepoint)
             .map(|program| program.attach(self.arena.cgroup_fd()));
         Ok(links.collect::<Result<_, _>>()?)
     }
@@ -150,7 +151,7 @@ impl<'a> Fleet<'a> {
         }
         let readers = self.programs[variant as usize]
             .iter()
-            .filter(|program| program.attach_type() == GETPEERNAME4);
+            .filter(|program| program.hook() == HookKind::Cgroup(GETPEERNAME4));
         Ok(readers
             .map(|program| program.attach(cgroup))
             .collect::<Result<_, _>>()?)

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use isthmus_agent::datapath::cleanup;
 use nix::sched::{CloneFlags, unshare};
 
+use super::tax::fleet::BACKEND_PORT;
 use crate::cgroup::Cgroup;
 use crate::host::{Host, drop_empty_pin_root};
 use crate::layout::PIN_ROOT;
@@ -80,6 +81,11 @@ pub fn prepare_namespace() -> Result<()> {
         // Closed connections leave nothing behind, so that no batch pays for the one before it.
         ("net/ipv4/tcp_max_tw_buckets", "0"),
         ("net/ipv4/ip_local_port_range", "1024 65000"),
+        // A client that was given its backend's port would connect to itself where nobody listens.
+        (
+            "net/ipv4/ip_local_reserved_ports",
+            &BACKEND_PORT.to_string(),
+        ),
     ] {
         fs::write(Path::new("/proc/sys").join(key), value)
             .with_context(|| format!("sysctl {key}={value}"))?;

@@ -51,7 +51,7 @@ pub struct Options {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Budget {
-    /// Connect tax: what our hooks add to connect()
+    /// Connect tax: what our programs add to connect(), and each part of it; where it fails too
     #[value(name = "G1")]
     G1,
     /// New connections, beside nftables in kube-proxy's shape

@@ -6,6 +6,7 @@ mod rows;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddrV4;
+use std::ops::{Add, Sub};
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, ensure};
@@ -17,7 +18,7 @@ use super::machine::{Ticks, pin};
 use super::sheet::Sheet;
 use super::stats::{Random, Rounds};
 use crate::kernel::bpftool;
-use calls::{Caller, Cost, TIMED, WARM, connected, getpeername_cost};
+use calls::{Caller, Cost, Ending, TIMED, WARM, connected, getpeername_cost};
 use fleet::{BACKEND_PORT, Fleet, Scale, Variant};
 
 /// Rounds of each case unless asked otherwise.
@@ -38,6 +39,10 @@ enum Destination {
     Outside,
     /// No service, inside the service range: the second look-up, whether the address is a service's.
     Inside,
+    /// One service, and the client resets the connection: the kernel reports an error on both its ends.
+    Reset,
+    /// One service of which every backend refuses: each failure is held against its backend.
+    Dead,
     /// A connected socket's `getpeername`.
     Getpeername,
 }
@@ -65,13 +70,16 @@ impl Case {
             Destination::Wide => format!("{protocol} connect, random among {shown} services"),
             Destination::Outside => format!("{protocol} connect, no service"),
             Destination::Inside => format!("{protocol} connect, no service but in --service-cidr"),
+            Destination::Reset => format!("{protocol} socket to reset, one of {shown} services"),
+            Destination::Dead => format!("{protocol} connect refused by one of {shown} services"),
             Destination::Getpeername => format!("getpeername, {protocol} socket of a service"),
         }
     }
 
     fn variants(self) -> &'static [Variant] {
         match self.destination {
-            Destination::Hot | Destination::Wide => &Variant::ALL,
+            Destination::Hot | Destination::Wide => &Variant::ORDERLY,
+            Destination::Reset | Destination::Dead => &Variant::ALL,
             _ => &[Variant::Bare, Variant::Trivial, Variant::Ours],
         }
     }
@@ -82,12 +90,29 @@ impl Case {
         place.unwrap_or(0)
     }
 
+    /// What a load of the programs measures, by the fleet that serves it.
+    fn fleets() -> [Vec<Self>; 5] {
+        // In maps of its own: whether the client stands, and is believed, follows from what it did before.
+        let dead = Self {
+            protocol: Protocol::Tcp,
+            services: MANY,
+            destination: Destination::Dead,
+        };
+        [
+            Self::of(Protocol::Tcp, FEW),
+            Self::of(Protocol::Udp, FEW),
+            Self::of(Protocol::Tcp, MANY),
+            vec![dead],
+            Self::of(Protocol::Udp, MANY),
+        ]
+    }
+
     /// Cases that one fleet serves.
     fn of(protocol: Protocol, services: u32) -> Vec<Self> {
-        use Destination::{Getpeername, Hot, Inside, Outside, Wide};
+        use Destination::{Getpeername, Hot, Inside, Outside, Reset, Wide};
         let destinations: &[Destination] = match (protocol, services) {
             (Protocol::Udp, MANY) => &[Hot, Wide, Outside, Inside, Getpeername],
-            (_, MANY) => &[Hot, Wide, Outside, Inside],
+            (_, MANY) => &[Hot, Reset, Wide, Outside, Inside],
             _ => &[Hot, Wide],
         };
         let case = |&destination| Self {
@@ -96,6 +121,14 @@ impl Case {
             destination,
         };
         destinations.iter().map(case).collect()
+    }
+
+    fn ending(self) -> Ending {
+        match self.destination {
+            Destination::Reset => Ending::Reset,
+            Destination::Dead => Ending::Refused,
+            _ => Ending::Closed,
+        }
     }
 }
 
@@ -123,27 +156,23 @@ pub fn run(batches: Option<usize>) -> Result<Sheet> {
     for load in 0..loads {
         expect_bare()?;
         let share = (load + 1) * rounds / loads - load * rounds / loads;
-        for (protocol, services) in [
-            (Protocol::Tcp, FEW),
-            (Protocol::Udp, FEW),
-            (Protocol::Tcp, MANY),
-            (Protocol::Udp, MANY),
-        ] {
-            bench
-                .fleet(protocol, services, share, &mut measured)
-                .with_context(|| format!("{services} services over {protocol:?}"))?;
+        for cases in Case::fleets() {
+            bench.fleet(&cases, share, &mut measured)?;
         }
     }
     let batch = format!(
         "{rounds} rounds of interleaved batches in one process, over {loads} loads of the programs, pinned to {}; a batch is {TIMED} \
          fresh sockets, after {WARM} untimed ones, with the programs attached for it alone; both ends in one thread on loopback; \
          its value is the median by the clock (two readings a call, in every variant alike), for this measures without an \
-         instruction counter; figures are the 10th percentile of the batches, [95% bootstrap interval over loads and rounds]; \
+         instruction counter; ours are all programs, those on tracepoints too, and the outcome is what they cost without those; who is \
+         refused is the only client of a service of which all four backends refuse, where nothing may be ejected: they are closed to \
+         the client, so each draw looks at all of them and takes one all the same; a reset is by the client, and the kernel reports \
+         it at both ends; figures are the 10th percentile of the batches, [95% bootstrap interval over loads and rounds]; \
          {} rounds were thrown away for stolen time",
         bench.cpu, bench.discarded
     );
     Ok(Sheet {
-        title: "what our hooks add to connect(), over what a trivial hook adds",
+        title: "what our programs add to connect(), over what a trivial hook adds",
         method: batch,
         rows: rows::rows(&measured),
         raw: measured.iter().map(Measured::raw).collect(),
@@ -179,23 +208,36 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn fleet(
-        &mut self,
-        protocol: Protocol,
-        services: u32,
-        rounds: usize,
-        measured: &mut Vec<Measured>,
-    ) -> Result<()> {
-        let fleet = Fleet::build(self.arena, Scale::of(services), protocol)?;
-        let caller = Caller::new(protocol)?;
-        for case in Case::of(protocol, services) {
-            let before = fleet.sent();
-            let (call, cycle, translated) = self.case(case, &fleet, &caller, rounds)?;
-            let sent = fleet.sent() - before;
+    fn fleet(&mut self, cases: &[Case], rounds: usize, measured: &mut Vec<Measured>) -> Result<()> {
+        let Some(&Case {
+            protocol, services, ..
+        }) = cases.first()
+        else {
+            return Ok(());
+        };
+        let scale = Scale::of(services);
+        let fleet = Fleet::build(self.arena, scale, protocol)
+            .with_context(|| format!("{services} services over {protocol:?}"))?;
+        for &case in cases {
+            let caller = Caller::ending(protocol, case.ending())?;
+            let before = Counts::of(&fleet);
+            let (call, cycle, made) = self.case(case, &fleet, &caller, rounds)?;
+            let counted = Counts::of(&fleet) - before;
             ensure!(
-                sent == translated,
-                "{}: {translated} connects were made to services, {sent} translated",
+                counted == made,
+                "{}: {made:?} were made to services, {counted:?} counted",
                 case.name()
+            );
+            let closed = if case.destination == Destination::Dead {
+                scale.each as usize
+            } else {
+                0
+            };
+            ensure!(
+                fleet.closed() == closed,
+                "{}: {} backends are closed to the client, not {closed}",
+                case.name(),
+                fleet.closed()
             );
             let known = measured.iter().position(|m| m.case == case);
             let place = known.unwrap_or_else(|| {
@@ -213,16 +255,16 @@ impl Bench<'_> {
     }
 
     /// Rounds of one case, and how many connects to services were made in them.
-    #[expect(clippy::type_complexity, reason = "two tables of rounds, and a count")]
+    #[expect(clippy::type_complexity, reason = "two tables of rounds, and counts")]
     fn case(
         &mut self,
         case: Case,
         fleet: &Fleet<'_>,
         caller: &Caller,
         rounds: usize,
-    ) -> Result<(Vec<Vec<f64>>, Vec<Vec<f64>>, u64)> {
+    ) -> Result<(Vec<Vec<f64>>, Vec<Vec<f64>>, Counts)> {
         let variants = case.variants();
-        let (mut calls, mut cycles, mut translated) = (Vec::new(), Vec::new(), 0);
+        let (mut calls, mut cycles, mut made) = (Vec::new(), Vec::new(), Counts::default());
         let mut spare = rounds;
         while calls.len() < rounds {
             let steal = Ticks::read(&self.cpu)?.stolen;
@@ -233,7 +275,7 @@ impl Bench<'_> {
                 let place = (turn + calls.len()) % variants.len();
                 let cost = self.batch(case, variants[place], fleet, caller)?;
                 (call[place], cycle[place]) = (cost.connect, cost.cycle);
-                translated += to_services(case, variants[place]);
+                made = made + to_services(case, variants[place]);
             }
             if spare > 0 && Ticks::read(&self.cpu)?.stolen != steal {
                 spare -= 1;
@@ -243,7 +285,7 @@ impl Bench<'_> {
             calls.push(call);
             cycles.push(cycle);
         }
-        Ok((calls, cycles, translated))
+        Ok((calls, cycles, made))
     }
 
     fn batch(
@@ -262,7 +304,9 @@ impl Bench<'_> {
         };
         let targets = match case.destination {
             Destination::Getpeername => return self.getpeername(variant, fleet),
-            Destination::Hot => fleet.targets(variant, false, &mut self.random, count),
+            Destination::Hot | Destination::Reset | Destination::Dead => {
+                fleet.targets(variant, false, &mut self.random, count)
+            }
             Destination::Wide => fleet.targets(variant, true, &mut self.random, count),
             Destination::Outside => nobody(NOBODY_OUTSIDE)?,
             Destination::Inside => nobody(NOBODY_INSIDE)?,
@@ -300,15 +344,60 @@ fn backend_of(socket: &OwnedFd) -> Result<SocketAddrV4> {
     Ok(SocketAddrV4::try_from(peer)?)
 }
 
-/// Connects of one batch that our programs must have translated.
-fn to_services(case: Case, variant: Variant) -> u64 {
-    match (case.destination, variant) {
-        // Its socket is translated by ours, whatever is measured then.
-        (Destination::Getpeername, _) => 1,
-        (Destination::Hot | Destination::Wide, Variant::Forgetful | Variant::Ours) => {
-            (WARM + TIMED) as u64
+/// Connects to services, as our programs count them.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+struct Counts {
+    translated: u64,
+    /// Of those, where the tracepoints saw it.
+    refused: u64,
+}
+
+impl Counts {
+    fn of(fleet: &Fleet<'_>) -> Self {
+        Self {
+            translated: fleet.sent(),
+            refused: fleet.refused(),
         }
+    }
+}
+
+impl Add for Counts {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self {
+            translated: self.translated + other.translated,
+            refused: self.refused + other.refused,
+        }
+    }
+}
+
+impl Sub for Counts {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        Self {
+            translated: self.translated - other.translated,
+            refused: self.refused - other.refused,
+        }
+    }
+}
+
+/// What our programs must have counted of one batch.
+fn to_services(case: Case, variant: Variant) -> Counts {
+    use Destination::{Dead, Getpeername, Hot, Reset, Wide};
+    let all = (WARM + TIMED) as u64;
+    let translated = match case.destination {
+        // Its socket is translated by ours, whatever is measured then.
+        Getpeername => 1,
+        Hot | Wide | Reset | Dead if variant.translates() => all,
         _ => 0,
+    };
+    let refused = match case.destination {
+        Dead if variant == Variant::Ours => all,
+        _ => 0,
+    };
+    Counts {
+        translated,
+        refused,
     }
 }
 

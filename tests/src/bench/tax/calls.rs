@@ -2,10 +2,12 @@
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use isthmus_core::model::Protocol;
+use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, accept, bind, connect, getpeername, listen, socket_with,
 };
@@ -25,22 +27,48 @@ pub struct Cost {
     pub cycle: f64,
 }
 
+/// How a connection ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// The client closes first, as clients do.
+    Closed,
+    /// The client resets it instead.
+    Reset,
+    /// Nobody listens: it never begins.
+    Refused,
+}
+
 #[derive(Debug)]
 pub struct Caller {
     protocol: Protocol,
-    listener: OwnedFd,
+    ending: Ending,
+    listener: Option<OwnedFd>,
 }
 
 impl Caller {
     /// With a TCP listener on every address of this namespace.
     pub fn new(protocol: Protocol) -> Result<Self> {
+        Self::ending(protocol, Ending::Closed)
+    }
+
+    /// With that listener, unless connects are to be refused.
+    pub fn ending(protocol: Protocol, ending: Ending) -> Result<Self> {
+        let mut caller = Self {
+            protocol,
+            ending,
+            listener: None,
+        };
+        if ending == Ending::Refused {
+            return Ok(caller);
+        }
         let listener = socket(SocketType::STREAM)?;
         bind(
             &listener,
             &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, BACKEND_PORT),
         )?;
         listen(&listener, 16)?;
-        Ok(Self { protocol, listener })
+        caller.listener = Some(listener);
+        Ok(caller)
     }
 
     /// Connects to each target in turn. The first [`WARM`] are not counted.
@@ -67,10 +95,21 @@ impl Caller {
         let start = Instant::now();
         let client = socket(SocketType::STREAM)?;
         let before = Instant::now();
-        connect(&client, target)?;
+        let connected = connect(&client, target);
         let after = Instant::now();
-        let server = accept(&self.listener)?;
-        // The client closes first, as clients do.
+        let Some(listener) = &self.listener else {
+            ensure!(
+                connected == Err(Errno::CONNREFUSED),
+                "{connected:?}, though nobody listens"
+            );
+            drop(client);
+            return Ok((nanos(before, after), nanos(start, Instant::now())));
+        };
+        connected?;
+        let server = accept(listener)?;
+        if self.ending == Ending::Reset {
+            set_socket_linger(&client, Some(Duration::ZERO))?;
+        }
         drop(client);
         drop(server);
         Ok((nanos(before, after), nanos(start, Instant::now())))
@@ -107,7 +146,7 @@ pub fn getpeername_cost(socket: &OwnedFd, wanted: &SocketAddrV4) -> Result<f64> 
     }
     let peer = getpeername(socket)?.context("a connected socket has a peer")?;
     let peer = SocketAddr::try_from(peer)?;
-    anyhow::ensure!(
+    ensure!(
         peer == SocketAddr::V4(*wanted),
         "getpeername shows {peer}, not {wanted}"
     );

@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
 use isthmus_abi::{
-    BackendHealthRow, BackendRow, Frontend4Key, FrontendValue, NetPort, Ring, ScopeProtocol, Slot,
-    backend_state,
+    BackendFailuresRow, BackendHealthRow, BackendRow, Frontend4Key, FrontendValue, HealthState,
+    NetPort, Ring, ScopeProtocol, Slot, backend_state, health_kind,
 };
 use isthmus_agent::datapath::{Datapath, DatapathConfig, HookKind, MapSizes, MappedArray, cleanup};
 use isthmus_core::model::{Address, Protocol};
@@ -56,17 +56,28 @@ pub enum Variant {
     Trivial,
     /// One that only asks for what the carrier must know of a socket.
     Asking,
-    /// Ours, but no row is found for any socket.
+    /// Ours, but no row is found for any socket, and nothing is on the tracepoints.
     Forgetful,
+    /// Ours, but nothing is on the tracepoints: no failure is heard of.
+    Deaf,
     Ours,
 }
 
 impl Variant {
-    pub const ALL: [Self; 5] = [
+    /// Of connects that the tracepoints never see.
+    pub const ORDERLY: [Self; 5] = [
         Self::Bare,
         Self::Trivial,
         Self::Asking,
         Self::Forgetful,
+        Self::Ours,
+    ];
+    pub const ALL: [Self; 6] = [
+        Self::Bare,
+        Self::Trivial,
+        Self::Asking,
+        Self::Forgetful,
+        Self::Deaf,
         Self::Ours,
     ];
 
@@ -77,13 +88,15 @@ impl Variant {
             Self::Trivial => "trivial",
             Self::Asking => "asking",
             Self::Forgetful => "forgetful",
+            Self::Deaf => "deaf",
             Self::Ours => "ours",
         }
     }
 
     /// Clients name the service and are sent to a backend; otherwise they name the backend themselves.
-    fn translates(self) -> bool {
-        matches!(self, Self::Forgetful | Self::Ours)
+    #[must_use]
+    pub fn translates(self) -> bool {
+        matches!(self, Self::Forgetful | Self::Deaf | Self::Ours)
     }
 }
 
@@ -91,9 +104,12 @@ impl Variant {
 pub struct Fleet<'a> {
     arena: &'a Arena,
     scale: Scale,
-    /// In the order of [`Variant::ALL`].
-    programs: [Vec<Program>; 5],
+    trivial: Vec<Program>,
+    asking: Vec<Program>,
+    forgetful: Vec<Program>,
+    ours: Vec<Program>,
     connects: MappedArray<BackendHealthRow>,
+    failures: MappedArray<BackendFailuresRow>,
 }
 
 impl<'a> Fleet<'a> {
@@ -111,32 +127,38 @@ impl<'a> Fleet<'a> {
         };
         let datapath = Datapath::open(&config)?;
         fill(&mut datapath.tables()?, scale, protocol)?;
-        let programs = [
-            Vec::new(),
-            vec![Program::trivial(CONNECT4)?],
-            vec![
-                Program::asking(CONNECT4)
-                    .context("a program that asks for cookie and MPTCP socket")?,
-            ],
-            Program::forgetful(datapath.plan())?,
-            Program::ours(datapath.plan())?,
-        ];
-        let connects = datapath.array::<BackendHealthRow>()?;
+        let asking =
+            Program::asking(CONNECT4).context("a program that asks for cookie and MPTCP socket")?;
+        let fleet = Self {
+            arena,
+            scale,
+            trivial: vec![Program::trivial(CONNECT4)?],
+            asking: vec![asking],
+            forgetful: Program::forgetful(datapath.plan())?,
+            ours: Program::ours(datapath.plan())?,
+            connects: datapath.array::<BackendHealthRow>()?,
+            failures: datapath.array::<BackendFailuresRow>()?,
+        };
         // Programs hold their maps; the pins have done their work.
         drop(datapath);
         cleanup(arena.pins())?;
-        Ok(Self {
-            arena,
-            scale,
-            programs,
-            connects,
-        })
+        Ok(fleet)
+    }
+
+    fn programs(&self, variant: Variant) -> &[Program] {
+        match variant {
+            Variant::Bare => &[],
+            Variant::Trivial => &self.trivial,
+            Variant::Asking => &self.asking,
+            Variant::Forgetful => &self.forgetful,
+            Variant::Deaf | Variant::Ours => &self.ours,
+        }
     }
 
     /// Puts a variant's programs on their hooks until the links are dropped; ours on the tracepoints too.
     pub fn attach(&self, variant: Variant) -> Result<Vec<OwnedFd>> {
-        let programs = &self.programs[variant as usize];
-        let links = programs
+        let links = self
+            .programs(variant)
             .iter()
             .filter(|program| variant == Variant::Ours || program.hook() != HookKind::Tracepoint)
             .map(|program| program.attach(self.arena.cgroup_fd()));
@@ -149,7 +171,8 @@ impl<'a> Fleet<'a> {
         if variant == Variant::Trivial {
             return Ok(vec![Program::trivial(GETPEERNAME4)?.attach(cgroup)?]);
         }
-        let readers = self.programs[variant as usize]
+        let readers = self
+            .programs(variant)
             .iter()
             .filter(|program| program.hook() == HookKind::Cgroup(GETPEERNAME4));
         Ok(readers
@@ -186,6 +209,22 @@ impl<'a> Fleet<'a> {
         (0..self.scale.services * self.scale.each)
             .map(|id| self.connects.get(id).connects)
             .sum()
+    }
+
+    /// Of those, the ones that our programs saw refused.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        (0..self.scale.services * self.scale.each)
+            .map(|id| self.failures.get(id).refused)
+            .sum()
+    }
+
+    /// Backends that were closed to a client, and not ejected.
+    #[must_use]
+    pub fn closed(&self) -> usize {
+        let rows = (0..self.scale.services * self.scale.each).map(|id| self.connects.get(id));
+        rows.filter(|row| row.closed != 0 && HealthState(row.state).kind() == health_kind::SUSPECT)
+            .count()
     }
 }
 

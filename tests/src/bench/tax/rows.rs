@@ -2,10 +2,10 @@
 
 use isthmus_core::model::Protocol;
 
-use super::fleet::Variant::{self, Asking, Bare, Forgetful, Ours, Trivial};
+use super::fleet::Variant::{self, Asking, Bare, Deaf, Forgetful, Ours, Trivial};
 use super::{Case, Destination, MANY, Measured};
 use crate::bench::sheet::{Row, Target, Unit};
-use crate::bench::stats::column;
+use crate::bench::stats::{Rounds, column};
 
 /// Of batches: low enough to be the cost without the neighbours' noise, and no single lucky batch.
 const AT: f64 = 0.1;
@@ -28,7 +28,7 @@ pub fn rows(measured: &[Measured]) -> Vec<Row> {
     let cycles = measured.iter().filter(|m| m.case.is_service()).map(cycle);
     let shares = measured
         .iter()
-        .filter(|m| m.case.services == MANY && m.case.is_service())
+        .filter(|m| m.case.services == MANY && (m.case.is_service() || m.case.fails()))
         .flat_map(shares);
     taxes.chain(wholes).chain(cycles).chain(shares).collect()
 }
@@ -37,9 +37,22 @@ impl Case {
     fn is_service(self) -> bool {
         matches!(self.destination, Destination::Hot | Destination::Wide)
     }
+
+    /// The kernel reports an error of it.
+    fn fails(self) -> bool {
+        matches!(self.destination, Destination::Reset | Destination::Dead)
+    }
 }
 
 impl Measured {
+    /// What programs add to. A reset comes after the call.
+    fn taxed(&self) -> &Rounds {
+        match self.case.destination {
+            Destination::Reset => &self.cycle,
+            _ => &self.call,
+        }
+    }
+
     /// What a variant adds to the bare call.
     fn added(&self, rounds: &[&[f64]], variant: Variant, at: f64) -> f64 {
         self.at(rounds, variant, at) - self.at(rounds, Bare, at)
@@ -52,12 +65,11 @@ impl Measured {
 
 /// The budget's own rows.
 fn tax(m: &Measured) -> Row {
-    let ours = m.call.estimate(|rounds| m.added(rounds, Ours, AT));
-    let trivial = m.call.estimate(|rounds| m.added(rounds, Trivial, AT));
-    let ratio = m
-        .call
-        .estimate(|rounds| m.added(rounds, Ours, AT) / m.added(rounds, Trivial, AT));
-    let all = m.call.all();
+    let taxed = m.taxed();
+    let ours = taxed.estimate(|rounds| m.added(rounds, Ours, AT));
+    let trivial = taxed.estimate(|rounds| m.added(rounds, Trivial, AT));
+    let ratio = taxed.estimate(|rounds| m.added(rounds, Ours, AT) / m.added(rounds, Trivial, AT));
+    let all = taxed.all();
     let minima = m.added(&all, Ours, 0.0) / m.added(&all, Trivial, 0.0);
     let row = Row::new(format!("{}: added", m.case.name()), ours, Unit::Nanoseconds)
         .beside("trivial hook", trivial.value, ratio)
@@ -65,7 +77,7 @@ fn tax(m: &Measured) -> Row {
     match m.case.destination {
         Destination::Hot | Destination::Wide => row.at_most(Target::Ratio(TAX)),
         Destination::Outside | Destination::Inside => row.at_most(Target::Ratio(TAX_OF_NOBODY)),
-        Destination::Getpeername => row,
+        Destination::Reset | Destination::Dead | Destination::Getpeername => row,
     }
 }
 
@@ -103,19 +115,64 @@ fn cycle(m: &Measured) -> Row {
     .beside("no program", bare.value, ratio)
 }
 
-/// Hook + draw + carrier = what ours adds. The carrier's calls are measured in a program that does nothing else, its row
-/// by what is saved when no row is found.
+/// Hook + draw + carrier + outcome = what ours adds. The carrier's calls are measured in a program that does nothing else,
+/// its row by what is saved when no row is found; the outcome by what is saved when nothing is on the tracepoints. They never
+/// see an orderly connect, so that has no outcome.
 fn shares(m: &Measured) -> Vec<Row> {
     let row = |share: &str, figure: &dyn Fn(&[&[f64]]) -> f64| {
         let share = format!("{}: of that, {share}", m.case.name());
-        Row::new(share, m.call.estimate(figure), Unit::Nanoseconds)
+        Row::new(share, m.taxed().estimate(figure), Unit::Nanoseconds)
     };
     let at = |rounds: &[&[f64]], variant| m.at(rounds, variant, AT);
-    vec![
+    let remembering = if m.case.fails() { Deaf } else { Ours };
+    let mut rows = vec![
         row("the hook", &|r| at(r, Trivial) - at(r, Bare)),
         row("the draw", &|r| at(r, Forgetful) - at(r, Asking)),
         row("the carrier", &|r| {
-            at(r, Ours) - at(r, Forgetful) + at(r, Asking) - at(r, Trivial)
+            at(r, remembering) - at(r, Forgetful) + at(r, Asking) - at(r, Trivial)
         }),
-    ]
+    ];
+    if m.case.fails() {
+        rows.push(row("the outcome", &|r| at(r, Ours) - at(r, Deaf)));
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_the_whole() {
+        for destination in [
+            Destination::Hot,
+            Destination::Wide,
+            Destination::Reset,
+            Destination::Dead,
+        ] {
+            let case = Case {
+                protocol: Protocol::Tcp,
+                services: MANY,
+                destination,
+            };
+            // Each variant costs twice the one before, so that no two mistakes make up for each other.
+            let costs = |first: f64| {
+                let costs = (0..).map(|place| first * f64::from(1 << place));
+                let mut rounds = Rounds::default();
+                rounds.push_load(vec![costs.take(case.variants().len()).collect()]);
+                rounds
+            };
+            let measured = Measured {
+                case,
+                call: costs(1.0),
+                cycle: costs(1000.0),
+            };
+            let parts: f64 = shares(&measured).iter().map(|row| row.ours.value).sum();
+            let added = tax(&measured).ours.value;
+            assert!(
+                (parts - added).abs() < 1e-6,
+                "{destination:?}: {parts} of {added}"
+            );
+        }
+    }
 }

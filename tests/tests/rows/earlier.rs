@@ -95,7 +95,7 @@ fn upgrade(world: &mut World) -> anyhow::Result<()> {
 
 /// The datagram without a connect that this socket sent is answered, as its service's.
 fn expect_answer(world: &World, flow: &UdpSocket) -> anyhow::Result<()> {
-    world.answer_datagram(world.backend4, Some(b"there"))?;
+    world.answer_datagram(world.backend4, flow, b"there")?;
     let mut bytes = [0; 16];
     let (len, from) = flow.recv_from(&mut bytes).context("no answer")?;
     let service = SocketAddr::from((SERVICE4, SERVICE_PORT));

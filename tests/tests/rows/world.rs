@@ -331,24 +331,11 @@ impl World {
         Ok(stream)
     }
 
-    /// A datagram has come, or comes within two seconds, to this backend's own socket.
-    pub fn expect_datagram(&self, backend: SocketAddr) -> anyhow::Result<()> {
-        self.answer_datagram(backend, None)
-    }
-
-    /// The same, and it answers.
-    pub fn answer_datagram(
-        &self,
-        backend: SocketAddr,
-        answer: Option<&[u8]>,
-    ) -> anyhow::Result<()> {
-        let socket = if backend.is_ipv4() {
-            &self.udp[0]
-        } else {
-            &self.udp[1]
-        };
+    /// A datagram has come, or comes within two seconds, to this backend's own socket. Gives its sender.
+    pub fn expect_datagram(&self, backend: SocketAddr) -> anyhow::Result<SocketAddr> {
         let mut bytes = [0; 16];
-        let (len, from) = socket
+        let (len, from) = self
+            .udp(backend)
             .recv_from(&mut bytes)
             .with_context(|| format!("nothing came to {backend}"))?;
         ensure!(
@@ -356,10 +343,28 @@ impl World {
             "{:?} came to {backend}",
             &bytes[..len]
         );
-        if let Some(answer) = answer {
-            socket.send_to(answer, from)?;
+        Ok(from)
+    }
+
+    /// The backend answers the client's datagram that has come, or comes. Others' lie there still from before.
+    pub fn answer_datagram(
+        &self,
+        backend: SocketAddr,
+        client: &UdpSocket,
+        answer: &[u8],
+    ) -> anyhow::Result<()> {
+        let port = client.local_addr()?.port();
+        loop {
+            let from = self.expect_datagram(backend)?;
+            if from.port() == port {
+                self.udp(backend).send_to(answer, from)?;
+                return Ok(());
+            }
         }
-        Ok(())
+    }
+
+    fn udp(&self, backend: SocketAddr) -> &UdpSocket {
+        &self.udp[usize::from(backend.is_ipv6())]
     }
 
     /// What a program's counter has gained since the row began.

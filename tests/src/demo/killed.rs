@@ -177,6 +177,10 @@ impl Story {
         self.voice
             .moment(Duration::ZERO, "both are listening again", "");
         let mut answered = BTreeMap::new();
+        let at = |backend: &str| address(&self.lab.pod(backend)?);
+        let at = BACKENDS.map(at).into_iter().collect::<Result<Vec<_>>>()?;
+        // A trial's success is known by the connects that follow it.
+        let is_in = |at: &SocketAddr| killed.health.backend(*at).is_ok_and(|row| !row.is_out());
         let mut seen = |report: &Report| {
             for backend in BACKENDS {
                 let name = format!("{} {backend}", super::SERVICE);
@@ -184,7 +188,7 @@ impl Story {
                     answered.entry(backend).or_insert(answers.first);
                 }
             }
-            answered.len() == BACKENDS.len()
+            answered.len() == BACKENDS.len() && at.iter().all(is_in)
         };
         let back = self.until_within(RETURN, "both local backends answer", &mut seen)?;
         let mut answered: Vec<_> = answered.into_iter().collect();

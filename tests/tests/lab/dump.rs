@@ -9,8 +9,9 @@ use isthmus_tests::Node;
 use isthmus_tests::kernel::map_rows;
 use serde_json::Value;
 
+use super::books::Ledger;
 use super::common::{
-    AFFINITY, PORT, TWO_CLUSTERS, at_least, client, named_service, started, world,
+    AFFINITY, PORT, SERVICE, TWO_CLUSTERS, at_least, client, named_service, started, world,
 };
 
 /// Maps that bpftool dumps whole at once.
@@ -156,9 +157,10 @@ fn the_list_is_what_the_maps_hold() {
     })
     .unwrap();
     let mut traffic = client(&lab, "east/client", "east-1");
+    let ledger = Ledger::open(node, SERVICE);
     traffic.rate(1000.0).unwrap();
     at_least(&mut traffic, 50);
-    traffic.pause().unwrap();
+    ledger.balance_with(&mut traffic);
     node.writes().unwrap();
     let list = node.ask(&["bpf", "lb", "list"]).unwrap();
     assert_eq!(list["oddities"], Value::Array(Vec::new()));

@@ -19,7 +19,8 @@ use super::Row;
 use super::connect::{Kind, connect, open, peer};
 use super::world::{SERVICE_PORT, SERVICE4, SERVICE6, World};
 
-/// The ABI before this one, and its programs, built from this repository when it was current.
+/// The ABI before this one, and its programs, built from this repository when it was current; the paths of their
+/// sources are blanked.
 const ABI: u32 = 4;
 const OBJECT: &[u8] = include_bytes!("../../fixtures/datapath-abi4.o");
 const HOOKS: usize = 11;

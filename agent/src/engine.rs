@@ -15,7 +15,7 @@ use std::sync::mpsc as thread_channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use isthmus_abi::{BackendFailuresRow, EventKind, EventRow};
+use isthmus_abi::{EventKind, EventRow};
 use isthmus_core::desired::{self, Here, Programmed};
 use isthmus_core::model::{Batch, ClusterId, RowChange};
 use isthmus_core::reconcile::{GraceTicket, Reconciler};
@@ -33,7 +33,7 @@ use crate::tally::Tally;
 
 pub use grace::{EngineError, NoGrace};
 pub use ports::PortIndex;
-pub use published::{Heard, Published};
+pub use published::{Forgiven, Published};
 
 use kernel::KernelRows;
 use ports::Ports;
@@ -247,7 +247,7 @@ impl Engine {
         }
     }
 
-    /// Tells people what programs say, and remembers what they do not write down.
+    /// Tells people what programs say.
     fn hear(&mut self, rows: &[EventRow]) {
         let now = Now {
             nanoseconds: clock(),
@@ -267,34 +267,23 @@ impl Engine {
             let Some(happening) = understand(row, now, port, backend) else {
                 continue;
             };
-            self.remember(row, &happening);
+            self.forgive(row, &happening);
             self.monitors.tell(happening);
         }
     }
 
-    fn remember(&mut self, row: &EventRow, happening: &Happening) {
+    /// Programs count failures since a backend has its id; people ask for those since it last returned.
+    fn forgive(&mut self, row: &EventRow, happening: &Happening) {
         let What::Health(health) = &happening.what else {
             return;
         };
-        let Some(backend) = health.backend else {
-            return;
-        };
-        let known = self.published.heard.get(&backend.id).copied();
-        let known = known.filter(|known| known.generation == row.generation);
-        let mut heard = known.unwrap_or(Heard {
-            generation: row.generation,
-            ejected: None,
-            forgiven: BackendFailuresRow::default(),
-        });
-        match health.kind {
-            EventKind::Ejected => heard.ejected = Some(happening.at),
-            EventKind::Returned => {
-                heard.ejected = None;
-                heard.forgiven = self.kernel.failures.get(backend.id);
-            }
-            _ => return,
+        if let (EventKind::Returned, Some(backend)) = (health.kind, health.backend) {
+            let forgiven = Forgiven {
+                generation: row.generation,
+                failures: self.kernel.failures.get(backend.id),
+            };
+            self.published.forgiven.insert(backend.id, forgiven);
         }
-        self.published.heard.insert(backend.id, heard);
     }
 
     /// Remembers when a known endpoint's condition changes, so that people can be told its age.

@@ -130,8 +130,7 @@ pub struct BackendHealth {
     /// How it stands.
     #[prost(enumeration = "HealthKind", tag = "1")]
     pub kind: i32,
-    /// Since it is so; for an ejected one since its first ejection, failed trials included. Absent if not known, as for an
-    /// ejection that an earlier agent was told of.
+    /// Since it is so; for an ejected one, or one on trial, since its first ejection, failed trials included. Absent if not known.
     #[prost(double, optional, tag = "2")]
     pub since_seconds: ::core::option::Option<f64>,
     /// Until an ejected one's next trial is due, 0 if it is; until a trial's time is over. Absent for others.
@@ -143,6 +142,9 @@ pub struct BackendHealth {
     /// Connects that failed there since it last returned, as far as this agent was told; else since it has its row.
     #[prost(message, optional, tag = "5")]
     pub failures: ::core::option::Option<FailureCounts>,
+    /// Clients, as health tells them apart, that it failed twice: to them it is closed for now.
+    #[prost(uint32, tag = "6")]
+    pub closed_clients: u32,
 }
 /// Failed connects by cause, exact.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

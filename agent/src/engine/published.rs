@@ -9,15 +9,12 @@ use isthmus_core::store::{Owner, Snapshot};
 
 use super::{NoGrace, PortIndex};
 
-/// What the agent has heard of a backend's health, beside what stands in the maps.
+/// What had failed at a backend when it last returned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Heard {
+pub struct Forgiven {
     /// The life of the backend's id that it is about.
     pub generation: u32,
-    /// Since when it is ejected, failed trials included; none if it is not.
-    pub ejected: Option<Instant>,
-    /// What had failed there when it last returned.
-    pub forgiven: BackendFailuresRow,
+    pub failures: BackendFailuresRow,
 }
 
 /// What others may look at, as of the last round.
@@ -41,5 +38,5 @@ pub struct Published {
     /// Service ports by their index in the maps.
     pub ports: PortIndex,
     /// By backend id.
-    pub heard: HashMap<u32, Heard>,
+    pub forgiven: HashMap<u32, Forgiven>,
 }

@@ -1,7 +1,5 @@
 //! What programs hold of backends and services, out of the maps.
 
-use std::time::Instant;
-
 use isthmus_abi::{
     BackendFailuresRow, BackendHealthRow, Counter, EPOCH_SHIFT, HealthState, MARKS,
     ServiceHealthRow, Standing, TICK_SHIFT, health_kind,
@@ -12,7 +10,7 @@ use isthmus_proto::node::v1 as pb;
 use super::View;
 use super::lb::each_backend;
 use crate::datapath::{Datapath, DatapathError, MappedArray, clock};
-use crate::engine::{Heard, Published};
+use crate::engine::Published;
 
 /// Backends that `status` names.
 const LISTED_MAX: usize = 32;
@@ -80,11 +78,11 @@ fn apart(from: u64, to: u64) -> f64 {
     ticks * f64::from(1_u32 << TICK_SHIFT) / 1e9
 }
 
-/// How a backend stands at `now`, in ticks. `heard` is of the same life of its id.
+/// How a backend stands at `now`, in ticks. `forgiven` is what had failed there when it last returned.
 pub(super) fn backend_health(
     row: &HealthRow,
     now: u64,
-    heard: Option<&Heard>,
+    forgiven: &BackendFailuresRow,
 ) -> pb::BackendHealth {
     let kind = match row.state.kind() {
         health_kind::HEALTHY => pb::HealthKind::Healthy,
@@ -93,29 +91,22 @@ pub(super) fn backend_health(
         _ => pb::HealthKind::Trial,
     };
     let time = row.state.time();
-    let ejected = || {
-        let since = heard.and_then(|heard| heard.ejected)?;
-        Some(
-            Instant::now()
-                .saturating_duration_since(since)
-                .as_secs_f64(),
-        )
+    let since = match kind {
+        pb::HealthKind::Suspect => Some(time),
+        _ if row.is_out() => row.failures.out_since(),
+        _ => None,
     };
-    let forgiven = heard.map(|heard| heard.forgiven).unwrap_or_default();
     pb::BackendHealth {
         kind: kind.into(),
-        since_seconds: match kind {
-            pb::HealthKind::Suspect => Some(apart(time, now)),
-            pb::HealthKind::Ejected | pb::HealthKind::Trial => ejected(),
-            _ => None,
-        },
+        since_seconds: since.map(|since| apart(since, now)),
         until_seconds: row.is_out().then(|| apart(now, time)),
         doublings: if row.is_out() {
             row.state.doublings()
         } else {
             0
         },
-        failures: Some(failure_counts(&row.failures, &forgiven)),
+        failures: Some(failure_counts(&row.failures, forgiven)),
+        closed_clients: row.closed,
     }
 }
 
@@ -131,8 +122,12 @@ pub(super) fn failure_counts(
     }
 }
 
-/// Score and number of accusers of a run of failures.
-pub(super) fn run(word: u64) -> (u32, u32) {
+/// Score and number of accusers of what counts against a backend: none while it is out.
+pub(super) fn run(row: &HealthRow) -> (u32, u32) {
+    if row.is_out() {
+        return (0, 0);
+    }
+    let word = row.failures.run;
     let score = u32::try_from(word >> MARKS.count_ones()).expect("the top byte");
     (score, (word & MARKS).count_ones())
 }
@@ -147,11 +142,11 @@ fn closed(health: &BackendHealthRow, now: u64) -> u32 {
 }
 
 impl Published {
-    /// What was heard of a backend in this life of its id.
-    pub(super) fn heard_of(&self, id: u32, generation: u32) -> Option<&Heard> {
-        self.heard
-            .get(&id)
-            .filter(|heard| heard.generation == generation)
+    /// What had failed at a backend, in this life of its id, when it last returned.
+    pub(super) fn forgiven(&self, id: u32, generation: u32) -> BackendFailuresRow {
+        let known = self.forgiven.get(&id);
+        let known = known.filter(|known| known.generation == generation);
+        known.map(|known| known.failures).unwrap_or_default()
     }
 }
 
@@ -177,14 +172,14 @@ impl View {
                 _ => {}
             }
             if row.is_out() {
-                let heard = published.heard_of(id, backend.generation);
+                let forgiven = published.forgiven(id, backend.generation);
                 let port = published.ports.get(&backend.service);
                 out.push(pb::EjectedBackend {
                     service: port.map_or_else(String::new, |port| port.service.to_string()),
                     address: Address::from_words(backend.address).to_string(),
                     port: backend.net_port().to_host().into(),
                     cluster: self.cluster_name(published, backend.cluster),
-                    health: Some(backend_health(&row, rows.now(), heard)),
+                    health: Some(backend_health(&row, rows.now(), &forgiven)),
                 });
             }
         })?;
@@ -209,8 +204,6 @@ impl View {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use isthmus_abi::ticks;
 
     use super::*;
@@ -229,41 +222,42 @@ mod tests {
     #[test]
     fn a_state_has_its_age_and_its_end() {
         let now = ticks(60_000);
-        let heard = Heard {
-            generation: 1,
-            ejected: Instant::now().checked_sub(Duration::from_secs(2)),
-            forgiven: BackendFailuresRow {
-                refused: 2,
-                ..BackendFailuresRow::default()
-            },
-        };
-        let ejected = row(HealthState::ejected(now + ticks(3_000), 1));
-        let told = backend_health(&ejected, now, Some(&heard));
+        let none = BackendFailuresRow::default();
+        let forgiven = BackendFailuresRow { refused: 2, ..none };
+        let mut ejected = row(HealthState::ejected(now + ticks(3_000), 1));
+        ejected.failures.run = now - ticks(2_000);
+        let told = backend_health(&ejected, now, &forgiven);
         assert_eq!(told.kind(), pb::HealthKind::Ejected);
         assert_eq!(told.failures.map(|f| f.refused), Some(3));
         assert!(
             told.since_seconds
-                .is_some_and(|age| (2.0..3.0).contains(&age))
+                .is_some_and(|age| (age - 2.0).abs() < 0.001)
         );
+        assert_eq!(run(&ejected), (0, 0), "an age is no score");
         assert!(
             told.until_seconds
                 .is_some_and(|left| (left - 3.0).abs() < 0.001)
         );
         assert_eq!(told.doublings, 1);
-        let told = backend_health(&ejected, now, None);
-        assert_eq!(told.since_seconds, None, "nobody told this agent");
+        assert_eq!(told.closed_clients, 0);
+        // Another CPU's failure of just then was added to it.
+        ejected.failures.run += 5 << MARKS.count_ones();
+        ejected.closed = 2;
+        let told = backend_health(&ejected, now, &none);
+        assert_eq!(told.since_seconds, None);
         assert_eq!(told.failures.map(|f| f.refused), Some(5));
+        assert_eq!(told.closed_clients, 2);
 
         let due = row(HealthState::ejected(now - 1, 0));
-        assert_eq!(backend_health(&due, now, None).until_seconds, Some(0.0));
+        assert_eq!(backend_health(&due, now, &none).until_seconds, Some(0.0));
         let suspect = row(HealthState::suspect(now - ticks(400)));
-        let told = backend_health(&suspect, now, None);
+        let told = backend_health(&suspect, now, &none);
         assert!(
             told.since_seconds
                 .is_some_and(|age| (age - 0.4).abs() < 0.001)
         );
         assert_eq!(told.until_seconds, None);
-        let healthy = backend_health(&row(HealthState::HEALTHY), now, None);
+        let healthy = backend_health(&row(HealthState::HEALTHY), now, &none);
         assert_eq!((healthy.since_seconds, healthy.until_seconds), (None, None));
     }
 

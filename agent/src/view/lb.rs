@@ -178,7 +178,7 @@ fn backends(datapath: &Datapath, health: &HealthRows) -> Result<Vec<pb::LbBacken
     let mut rows = Vec::new();
     each_backend(datapath, &mut |id, row| {
         let health_row = health.get(id);
-        let (score, accusers) = run(health_row.failures.run);
+        let (score, accusers) = run(&health_row);
         rows.push(pb::LbBackend {
             id,
             address: Address::from_words(row.address).to_string(),

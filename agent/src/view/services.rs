@@ -162,8 +162,8 @@ impl View {
                     let row = kernel.backend(index, backend);
                     let share = row.and_then(|row| shares.0.get(&row.id)).copied();
                     let health = row.map(|row| {
-                        let heard = published.heard_of(row.id, row.generation);
-                        backend_health(&row.health, kernel.now, heard)
+                        let forgiven = published.forgiven(row.id, row.generation);
+                        backend_health(&row.health, kernel.now, &forgiven)
                     });
                     let (slots, tier_slots) = share.unzip();
                     pb::ServiceBackend {

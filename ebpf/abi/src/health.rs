@@ -205,10 +205,24 @@ pub struct BackendFailuresRow {
     pub timed_out: u64,
     /// Sockets whose first SYN got no answer within the first time-out; some are answered later.
     pub unanswered: u64,
-    /// What counts against it since the last verified success: `score:8, marks:56` of the clients that it failed.
+    /// What counts against it since the last verified success: `score:8, marks:56` of the clients that it failed. While it is out,
+    /// since when, in ticks: see [`Self::out_since`].
     pub run: u64,
     /// Marks of clients that it failed once since their last verified success there.
     pub doubted: u64,
+}
+
+impl BackendFailuresRow {
+    /// In ticks: when a backend that is ejected, or on trial, was ejected first. None if a failure that was on its way then has
+    /// overwritten it.
+    #[must_use]
+    pub const fn out_since(&self) -> Option<u64> {
+        if self.run != 0 && self.run <= MARKS {
+            Some(self.run)
+        } else {
+            None
+        }
+    }
 }
 
 /// What programs count of a service, and who stands there.

@@ -5,7 +5,8 @@ use std::os::fd::AsFd;
 
 use anyhow::ensure;
 use isthmus_abi::{
-    BackendRow, Counter, EventKind, EventRow, FailureCause, HealthState, NO_MARK, Refusal,
+    BackendHealthRow, BackendRow, Counter, EventKind, EventRow, FailureCause, HealthState, NO_MARK,
+    Refusal, TICK_SHIFT, health_kind,
 };
 use isthmus_agent::datapath::{EventRing, clock};
 use isthmus_core::model::Protocol;
@@ -14,7 +15,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Row;
 use super::connect::Kind;
-use super::health::{MANY, Pair};
+use super::fair::{other_than, own_bit, stand};
+use super::health::{MANY, Pair, far_ejection};
+use super::taken::{Deaf, begin, non_blocking};
 use super::world::{SERVICE4, TCP4, World};
 
 pub fn rows() -> Vec<Row> {
@@ -25,6 +28,14 @@ pub fn rows() -> Vec<Row> {
         row("an ejection is told", ejection),
         row("a trial that fails is told", failed_trial),
         row("a trial that succeeds and the return are told", returned),
+        row("a trial that is given up is told", abandoned_trial),
+        row("a closing is told, of its client", closed),
+        row("a disbelief is told, of its client", disbelieved),
+        row("what a limit keeps in is told, of its service", capped),
+        row(
+            "that all are ejected is told, at a bounded rate",
+            all_ejected,
+        ),
         row(
             "a refusal is told with its reason, at a bounded rate",
             refusal,
@@ -98,6 +109,8 @@ fn ejection(world: &mut World) -> anyhow::Result<()> {
     ensure!(u32::from(told.mark) < NO_MARK, "no client: {told:?}");
     ensure!((began..=clock()).contains(&told.at), "{told:?}");
     ensure!(told.until == pair.state(world, Pair::DEAD)?.time());
+    let since = pair.failures(world, Pair::DEAD)?.out_since();
+    ensure!(since == Some(told.at >> TICK_SHIFT), "{since:?}: {told:?}");
     ensure!(ring.read(MANY).is_empty() && !readable(&ring)?);
     Ok(())
 }
@@ -135,6 +148,137 @@ fn returned(world: &mut World) -> anyhow::Result<()> {
             (Some(EventKind::Returned), Some(FailureCause::None)),
         ],
         "{told:?}"
+    );
+    Ok(())
+}
+
+/// The client's next connect there finds that the one before it is gone, and is the trial now.
+fn abandoned_trial(world: &mut World) -> anyhow::Result<()> {
+    let pair = Pair::new(world, Kind::V4)?;
+    pair.prove(world, Kind::V4)?;
+    let deaf = Deaf::new(Kind::V4)?;
+    let dead = pair.id(Pair::DEAD);
+    world.backend(dead, pair.service(), Protocol::Tcp, deaf.address)?;
+    pair.set_state(world, Pair::DEAD, HealthState::ejected(1, 3))?;
+    pair.draw_only(world, Pair::DEAD)?;
+    let mut ring = ring(world)?;
+    for _ in 0..2 {
+        let trial = non_blocking(Kind::V4)?;
+        begin(&trial, Kind::V4)?;
+    }
+    let told = of(&ring.read(MANY), &pair, Pair::DEAD);
+    let none = Some(FailureCause::None);
+    ensure!(
+        told == [
+            (Some(EventKind::TrialBegan), none),
+            (Some(EventKind::TrialAbandoned), none),
+            (Some(EventKind::TrialBegan), none),
+        ],
+        "{told:?}"
+    );
+    Ok(())
+}
+
+/// Two stand, and the backend fails one of them twice.
+fn closed(world: &mut World) -> anyhow::Result<()> {
+    let pair = Pair::new(world, Kind::V4)?;
+    pair.prove(world, Kind::V4)?;
+    let own = own_bit(&pair, world)?;
+    stand(&pair, world, own | other_than(own))?;
+    let mut ring = ring(world)?;
+    ensure!(pair.connects(Kind::V4, MANY)? == 2, "not closed");
+    let rows = ring.read(MANY);
+    let told = of(&rows, &pair, Pair::DEAD);
+    ensure!(
+        told == [(Some(EventKind::Closed), Some(FailureCause::Refused))],
+        "{told:?}"
+    );
+    let row = pair.health(world, Pair::DEAD)?;
+    ensure!(row.closed == own, "{row:?}");
+    let told = rows.iter().find(|row| row.kind == EventKind::Closed as u8);
+    ensure!(
+        told.is_some_and(|told| told.until == row.closed_until && 1 << told.mark == own),
+        "{told:?} of {row:?}"
+    );
+    Ok(())
+}
+
+/// Two backends fail a client, and none answers between.
+fn disbelieved(world: &mut World) -> anyhow::Result<()> {
+    let pair = Pair::new(world, Kind::V4)?;
+    pair.prove(world, Kind::V4)?;
+    let own = own_bit(&pair, world)?;
+    const NEXT: u32 = 2;
+    let next = pair.id(NEXT);
+    world.backend(next, pair.service(), Protocol::Tcp, pair.dead())?;
+    let mut ring = ring(world)?;
+    for (which, wanted) in [(Pair::DEAD, None), (NEXT, Some(FailureCause::Refused))] {
+        pair.draw_only(world, which)?;
+        ensure!(pair.connects(Kind::V4, 1)? == 1, "{which} answered");
+        let rows = ring.read(MANY);
+        let told = of(&rows, &pair, which);
+        let wanted = wanted.map(|cause| (Some(EventKind::Disbelieved), Some(cause)));
+        ensure!(told == Vec::from_iter(wanted), "{told:?}");
+        ensure!(rows.iter().all(|row| 1 << row.mark == own), "{rows:?}");
+    }
+    let run = pair.failures(world, NEXT)?.run;
+    ensure!(run == 0, "it was believed: {run:#x}");
+    Ok(())
+}
+
+fn capped(world: &mut World) -> anyhow::Result<()> {
+    let pair = Pair::new(world, Kind::V4)?;
+    pair.prove(world, Kind::V4)?;
+    pair.limit(world, 0, 0)?;
+    let mut ring = ring(world)?;
+    // Twice, and it is closed; a client to which it is not goes on.
+    for _ in 0..MANY {
+        pair.connects(Kind::V4, 1)?;
+        let open = BackendHealthRow {
+            closed: 0,
+            ..pair.health(world, Pair::DEAD)?
+        };
+        let dead = pair.id(Pair::DEAD);
+        world.tables().backend_health.put(dead, open)?;
+    }
+    expect_told_of_service(world, &mut ring, EventKind::Capped, Counter::EjectionCapped)
+}
+
+fn all_ejected(world: &mut World) -> anyhow::Result<()> {
+    let pair = Pair::new(world, Kind::V4)?;
+    pair.prove(world, Kind::V4)?;
+    for which in [Pair::ALIVE, Pair::DEAD] {
+        pair.set_state(world, which, far_ejection())?;
+    }
+    let mut ring = ring(world)?;
+    pair.connects(Kind::V4, MANY)?;
+    expect_told_of_service(world, &mut ring, EventKind::AllEjected, Counter::AllEjected)
+}
+
+/// All that `counter` counted was told, or counted as untold.
+fn expect_told_of_service(
+    world: &World,
+    ring: &mut EventRing,
+    kind: EventKind,
+    counter: Counter,
+) -> anyhow::Result<()> {
+    let rows = ring.read(MANY);
+    let told = rows.iter().filter(|row| row.kind == kind as u8);
+    let told: Vec<_> = told.collect();
+    ensure!(!told.is_empty(), "{rows:?}");
+    let none = FailureCause::None as u8;
+    for row in &told {
+        ensure!(
+            (row.service, row.backend, row.cause) == (TCP4, 0, none)
+                && u32::from(row.mark) == NO_MARK,
+            "{row:?}"
+        );
+    }
+    let (counted, untold) = (world.gained(counter)?, world.gained(Counter::EventLost)?);
+    ensure!(
+        counted > 1 && told.len() as u64 + untold == counted,
+        "{} are told and {untold} are not, of {counted}",
+        told.len()
     );
     Ok(())
 }

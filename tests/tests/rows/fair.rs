@@ -85,15 +85,20 @@ fn now() -> u64 {
 }
 
 /// This client's bit, once it stands.
-fn own_bit(pair: &Pair, world: &World) -> anyhow::Result<u64> {
+pub(super) fn own_bit(pair: &Pair, world: &World) -> anyhow::Result<u64> {
     let standing = pair.service_health(world)?.standing;
     let bits = standing.iter().fold(0, |bits, word| bits | word & MARKS);
     ensure!(bits.is_power_of_two(), "{bits:#x} stand");
     Ok(bits)
 }
 
+/// Another client's bit.
+pub(super) fn other_than(own: u64) -> u64 {
+    if own == 1 { 2 } else { 1 }
+}
+
 /// Has these clients, and no other, stand at the service.
-fn stand(pair: &Pair, world: &mut World, bits: u64) -> anyhow::Result<()> {
+pub(super) fn stand(pair: &Pair, world: &mut World, bits: u64) -> anyhow::Result<()> {
     let epoch = clock() >> EPOCH_SHIFT;
     let mut row = ServiceHealthRow {
         standing: [0; 2],
@@ -172,7 +177,7 @@ fn next_trial(world: &mut World) -> anyhow::Result<()> {
     let pair = Pair::new(world, Kind::V4)?;
     pair.prove(world, Kind::V4)?;
     let own = own_bit(&pair, world)?;
-    let other = if own == 1 { 2 } else { 1 };
+    let other = other_than(own);
     let failed = HealthState::ejected_by(now(), 3, own.trailing_zeros());
     pair.set_state(world, Pair::DEAD, failed)?;
     stand(&pair, world, own | other)?;
@@ -196,7 +201,7 @@ fn closing_ends(world: &mut World) -> anyhow::Result<()> {
     let pair = Pair::new(world, Kind::V4)?;
     pair.prove(world, Kind::V4)?;
     let own = own_bit(&pair, world)?;
-    let other = if own == 1 { 2 } else { 1 };
+    let other = other_than(own);
     stand(&pair, world, own | other)?;
     let until = now() + ticks(60_000);
     set_closed(&pair, world, Pair::DEAD, other, until)?;
@@ -220,23 +225,16 @@ fn two_deaths(world: &mut World) -> anyhow::Result<()> {
     drop(closed);
     const NEXT: u32 = 2;
     world.backend(pair.id(NEXT), service, Protocol::Tcp, address)?;
-    let only = |world: &mut World, which| {
-        // A slot of its own for each, that names its backend.
-        let at = pair.id(which);
-        let slot = Slot::new(pair.id(which), service);
-        world.tables().slots.put(at, slot)?;
-        world.tables().rings.put(service, Ring::new(at, 1, 1))
-    };
-    only(world, Pair::DEAD)?;
+    pair.draw_only(world, Pair::DEAD)?;
     ensure!(
         pair.connects(Kind::V4, 1)? == 1,
         "the first dead one answered"
     );
-    only(world, Pair::ALIVE)?;
+    pair.draw_only(world, Pair::ALIVE)?;
     for _ in 0..2 {
         ensure!(pair.connects(Kind::V4, 1)? == 0, "the living one refused");
     }
-    only(world, NEXT)?;
+    pair.draw_only(world, NEXT)?;
     ensure!(
         pair.connects(Kind::V4, 1)? == 1,
         "the next dead one answered"
@@ -311,7 +309,7 @@ fn does_not_lead_to_the_good(world: &mut World) -> anyhow::Result<()> {
 fn does_not_lead_to_the_closed(world: &mut World) -> anyhow::Result<()> {
     let pair = refused_once(world, Kind::V4)?;
     let own = own_bit(&pair, world)?;
-    let other = if own == 1 { 2 } else { 1 };
+    let other = other_than(own);
     stand(&pair, world, own | other)?;
     let row = |world: &World| pair.health(world, Pair::DEAD);
     set_closed(&pair, world, Pair::DEAD, own, now() + ticks(60_000))?;

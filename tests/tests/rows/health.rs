@@ -103,20 +103,20 @@ impl Pair {
         let closed = TcpListener::bind((local, 0))?;
         let dead = closed.local_addr()?;
         drop(closed);
-        world.service(
-            service,
-            address,
-            Protocol::Tcp,
-            &[alive.local_addr()?, dead],
-        )?;
         let pair = Self {
             service,
             address,
             alive,
             dead,
         };
-        pair.limit(world, 2, 0)?;
+        pair.declare(world)?;
         Ok(pair)
+    }
+    /// Writes it into the maps.
+    pub(super) fn declare(&self, world: &mut World) -> anyhow::Result<()> {
+        let backends = [self.alive.local_addr()?, self.dead];
+        world.service(self.service, self.address, Protocol::Tcp, &backends)?;
+        self.limit(world, 2, 0)
     }
     pub(super) fn limit(
         &self,
@@ -188,6 +188,13 @@ impl Pair {
             .tables()
             .rings
             .put(self.service, Ring::new(SPAN, 2, 1))?)
+    }
+    /// Every draw meets this backend. It has a slot of its own.
+    pub(super) fn draw_only(&self, world: &mut World, which: u32) -> anyhow::Result<()> {
+        let at = self.id(which);
+        let tables = world.tables();
+        tables.slots.put(at, Slot::new(at, self.service))?;
+        Ok(tables.rings.put(self.service, Ring::new(at, 1, 1))?)
     }
     /// Connects once. The established socket, or the errno.
     pub(super) fn connect(&self, kind: Kind) -> anyhow::Result<Result<Socket, i32>> {
@@ -490,13 +497,7 @@ fn success_clears(world: &mut World) -> anyhow::Result<()> {
     let pair = Pair::new(world, Kind::V4)?;
     pair.prove(world, Kind::V4)?;
     pair.set_state(world, Pair::ALIVE, far_ejection())?;
-    let only_dead = |world: &mut World| {
-        world
-            .tables()
-            .rings
-            .put(pair.service, Ring::new(pair.id(Pair::DEAD), 1, 1))
-    };
-    only_dead(world)?;
+    pair.draw_only(world, Pair::DEAD)?;
     ensure!(pair.connects(Kind::V4, 1)? == 1);
     ensure!(pair.state(world, Pair::DEAD)?.kind() == health_kind::SUSPECT);
     let listener = TcpListener::bind(pair.dead)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use isthmus_abi::{
@@ -18,6 +18,7 @@ use socket2::{Domain, Socket, Type};
 use super::Row;
 use super::connect::{Kind, expect_errno};
 use super::health::{MANY, Pair, far_ejection};
+use super::taken::{Deaf, begin, non_blocking};
 use super::world::{SERVICE_PORT, SERVICE4, TCP4, UDP4, World};
 
 /// Longer than a trial may go without a word.
@@ -51,6 +52,10 @@ pub fn rows() -> Vec<Row> {
         row(
             "restart: a trial that nobody answered doubles the wait after it",
             |world| restart_in_trial(world, false),
+        ),
+        row(
+            "other sizes: new maps know nothing of a trial, and its failure is one like others",
+            new_maps_in_trial,
         ),
         row(
             "restart: what a limit kept in goes once the limit is raised",
@@ -147,6 +152,53 @@ fn restart_in_trial(world: &mut World, answered: bool) -> anyhow::Result<()> {
         (state.kind(), state.doublings()) == (health_kind::EJECTED, 4)
     };
     ensure!(as_it_should, "it is {state:?}");
+    Ok(())
+}
+
+/// What was ejected, and what was tried, is drawn again. The socket that tried it fails later, and is counted once, where it was sent.
+fn new_maps_in_trial(world: &mut World) -> anyhow::Result<()> {
+    const TRIED: u32 = 2;
+    std::fs::write("/proc/sys/net/ipv4/tcp_syn_retries", "1")?;
+    let pair = Pair::new(world, Kind::V4)?;
+    pair.prove(world, Kind::V4)?;
+    let deaf = Deaf::new(Kind::V4)?;
+    let tried = pair.id(TRIED);
+    let add = |world: &mut World| world.backend(tried, pair.service(), Protocol::Tcp, deaf.address);
+    add(world)?;
+    pair.set_state(world, Pair::DEAD, far_ejection())?;
+    pair.set_state(world, TRIED, HealthState::ejected(1, 3))?;
+    pair.draw_only(world, TRIED)?;
+    let trial = non_blocking(Kind::V4)?;
+    begin(&trial, Kind::V4)?;
+    let state = pair.state(world, TRIED)?;
+    ensure!(state.kind() == health_kind::TRIAL, "it is {state:?}");
+
+    world.start(|config| config.sizes.backends *= 2)?;
+    pair.declare(world)?;
+    add(world)?;
+    for which in [Pair::ALIVE, Pair::DEAD, TRIED] {
+        let state = pair.state(world, which)?;
+        ensure!(state == HealthState::HEALTHY, "{which} is {state:?}");
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while pair.failures(world, TRIED)?.timed_out == 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let failures = pair.failures(world, TRIED)?;
+    ensure!(
+        (failures.timed_out, failures.refused, failures.unreachable) == (1, 0, 0),
+        "{failures:?}"
+    );
+    let state = pair.state(world, TRIED)?;
+    ensure!(state.kind() != health_kind::EJECTED, "it is {state:?}");
+    // Clients stand anew, and the dead one costs its failures once more.
+    pair.prove(world, Kind::V4)?;
+    let refused = pair.connects(Kind::V4, MANY)?;
+    let state = pair.state(world, Pair::DEAD)?;
+    ensure!(
+        (refused, state.kind()) == (3, health_kind::EJECTED),
+        "{refused} refused, it is {state:?}"
+    );
     Ok(())
 }
 

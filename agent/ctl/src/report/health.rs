@@ -10,7 +10,7 @@ use crate::text::Seconds;
 #[serde(rename_all = "camelCase")]
 pub struct Health {
     pub state: HealthState,
-    /// Since it is so; null if not known, as for an ejection that only an earlier agent saw.
+    /// Since it is so; of an ejected one, or one on trial, since its first ejection. Null if not known.
     pub since_seconds: Option<Seconds>,
     /// Until an ejected backend's next trial, 0 if it is due, or until a trial's time is over.
     pub until_seconds: Option<Seconds>,
@@ -18,6 +18,8 @@ pub struct Health {
     pub doublings: u32,
     /// Connects that failed since it last returned, as far as the agent knows.
     pub failures: Failures,
+    /// Clients that it failed twice: to them it is closed for now.
+    pub closed_clients: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
@@ -52,25 +54,31 @@ impl Health {
     pub fn is_out(&self) -> bool {
         matches!(self.state, HealthState::Ejected | HealthState::Trial)
     }
-    /// `ejected 1.9s: refused x3, trial in 3.1s`, `on trial`, `suspect 0.4s: refused x1`; none for a healthy one.
+    /// `ejected 1.9s: refused x3, trial in 3.1s`, `ejected 5s: refused x3, on trial`, `suspect 0.4s: refused x2, closed to 1
+    /// client`; none for a healthy one.
     pub fn text(&self) -> Option<String> {
         let mut text = match self.state {
             HealthState::Healthy => return None,
             HealthState::Unknown => return Some("health unknown".to_owned()),
-            HealthState::Trial => return Some("on trial".to_owned()),
-            HealthState::Ejected => "ejected".to_owned(),
+            HealthState::Ejected | HealthState::Trial => "ejected".to_owned(),
             HealthState::Suspect => "suspect".to_owned(),
         };
         if let Some(since) = self.since_seconds {
             text.push_str(&format!(" {since}"));
         }
         let mut why = self.failures.causes();
-        if self.state == HealthState::Ejected {
-            match self.until_seconds {
-                Some(left) if left > Seconds::default() => why.push(format!("trial in {left}")),
-                Some(_) => why.push("trial due".to_owned()),
-                None => {}
+        match (self.state, self.until_seconds) {
+            (HealthState::Trial, _) => why.push("on trial".to_owned()),
+            (HealthState::Ejected, Some(left)) if left > Seconds::default() => {
+                why.push(format!("trial in {left}"));
             }
+            (HealthState::Ejected, Some(_)) => why.push("trial due".to_owned()),
+            _ => {}
+        }
+        match self.closed_clients {
+            0 => {}
+            1 => why.push("closed to 1 client".to_owned()),
+            more => why.push(format!("closed to {more} clients")),
         }
         if !why.is_empty() {
             text.push_str(&format!(": {}", why.join(", ")));
@@ -108,6 +116,7 @@ impl From<proto::BackendHealth> for Health {
             until_seconds: Seconds::known(health.until_seconds),
             doublings: health.doublings,
             failures: health.failures.unwrap_or_default().into(),
+            closed_clients: health.closed_clients,
         }
     }
 }
@@ -145,6 +154,7 @@ mod tests {
                 timed_out,
                 unanswered,
             }),
+            closed_clients: 0,
         };
         Health::from(health).text()
     }
@@ -165,7 +175,11 @@ mod tests {
                 text(Ejected, Some(70.0), Some(0.0), [3, 0, 0, 0]),
                 "ejected 1m10s: refused x3, trial due",
             ),
-            (text(Trial, Some(5.0), Some(0.1), [3, 0, 0, 0]), "on trial"),
+            (
+                text(Trial, Some(5.0), Some(0.1), [3, 0, 0, 0]),
+                "ejected 5.0s: refused x3, on trial",
+            ),
+            (text(Trial, None, Some(0.1), [0; 4]), "ejected: on trial"),
             (
                 text(Suspect, Some(0.4), None, [1, 0, 0, 0]),
                 "suspect 0.4s: refused x1",
@@ -175,5 +189,20 @@ mod tests {
             assert_eq!(told.as_deref(), Some(wanted));
         }
         assert_eq!(text(Healthy, None, None, [7, 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn clients_to_which_it_is_closed_are_counted() {
+        let health = |closed_clients| {
+            let health = proto::BackendHealth {
+                kind: proto::HealthKind::Suspect.into(),
+                closed_clients,
+                ..proto::BackendHealth::default()
+            };
+            Health::from(health).text()
+        };
+        assert_eq!(health(0).as_deref(), Some("suspect"));
+        assert_eq!(health(1).as_deref(), Some("suspect: closed to 1 client"));
+        assert_eq!(health(2).as_deref(), Some("suspect: closed to 2 clients"));
     }
 }

@@ -62,6 +62,7 @@ fn ejected(backend: proto::ServiceBackend) -> proto::ServiceBackend {
             until_seconds: Some(3.1),
             doublings: 0,
             failures: Some(failures),
+            closed_clients: 0,
         }),
         ..backend
     }

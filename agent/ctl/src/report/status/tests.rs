@@ -263,6 +263,7 @@ fn ejected_backends_are_lines_and_no_fault() {
                     refused: 3,
                     ..proto::FailureCounts::default()
                 }),
+                closed_clients: 0,
             }),
         };
         s.health = Some(proto::Health {

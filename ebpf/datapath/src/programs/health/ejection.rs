@@ -394,7 +394,7 @@ fn eject(failure: &Failure, health: *mut BackendHealthRow, allowed: u64, now: u6
         if change(health, seen, ejected) {
             if let Some(failures) = BACKEND_FAILURES.get_ptr_mut(failure.id) {
                 // SAFETY: an aligned word of a map's row.
-                unsafe { atomic::store(addr_of_mut!((*failures).run), 0) };
+                unsafe { atomic::store(addr_of_mut!((*failures).run), now) };
             }
             tell(
                 EventKind::Ejected,

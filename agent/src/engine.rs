@@ -377,16 +377,10 @@ impl Engine {
 
     /// Tells of services whose connections go to another tier now.
     fn tell_tiers(&mut self) {
-        for moved in self.ports.review(&self.reconciler) {
-            let row = self.store.now().group(&moved.port.service);
-            let affinity = row
-                .service(Owner::Local)
-                .map(|row| row.affinity)
-                .unwrap_or_default();
-            let name = |rank: desired::Rank| rank.name(affinity);
+        for moved in self.ports.review(&self.reconciler, self.store.now()) {
             let what = What::Tier {
-                before: moved.before.map(name),
-                now: moved.now.map(name),
+                before: moved.before,
+                now: moved.now,
                 port: moved.port,
             };
             self.monitors.tell(Happening {

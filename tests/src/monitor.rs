@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::client::monotonic;
 use crate::lab::Node;
+use crate::wait::{SOON, wait_for};
 
 /// What it tells of one event, as far as scenarios ask.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
@@ -20,6 +21,19 @@ pub struct Event {
     pub protocol: Option<String>,
     /// The backend's.
     pub address: Option<IpAddr>,
+    /// The backend's, or the peer.
+    pub cluster: Option<String>,
+    pub cause: Option<String>,
+    /// The client's mark.
+    pub client: Option<u32>,
+    /// Tiers' names; none for no backend at all.
+    pub tier_before: Option<String>,
+    pub tier: Option<String>,
+    /// A peer's states.
+    pub peer_before: Option<String>,
+    pub peer: Option<String>,
+    /// How many were lost.
+    pub lost: Option<u64>,
     pub lasts_seconds: Option<f64>,
     /// When it was told here (`CLOCK_MONOTONIC`, nanoseconds).
     #[serde(skip)]
@@ -64,6 +78,21 @@ impl Monitor {
     pub fn told(&self) -> Vec<Event> {
         let told = self.told.lock();
         told.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+    /// All of a kind that it has told so far.
+    #[must_use]
+    pub fn of(&self, kind: &str) -> Vec<Event> {
+        let told = self.told().into_iter();
+        told.filter(|event| event.event == kind).collect()
+    }
+    /// The same, once they are so many.
+    pub fn wait(&self, kind: &str, least: usize) -> Result<Vec<Event>> {
+        let what = format!("{least} of {kind} are told");
+        let (_, told) = wait_for(&what, SOON, || {
+            let told = self.of(kind);
+            Ok((told.len() >= least).then_some(told))
+        })?;
+        Ok(told)
     }
 }
 

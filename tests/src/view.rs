@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::health::connects_of;
 use crate::kernel::bpftool;
 use crate::lab::Node;
-use crate::wait::wait_for;
+use crate::wait::{SOON, wait_for};
 
 /// A service's address on one node, with the backends behind it (`service list`).
 #[derive(Clone, PartialEq, Debug, Deserialize)]
@@ -39,6 +39,16 @@ pub struct Backend {
     pub preferred: bool,
     pub backend_id: Option<u32>,
     pub connects: Option<u64>,
+    /// None if it is not in the kernel.
+    pub health: Option<Health>,
+}
+
+/// What the kernel holds of a backend, as the agent tells it.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Health {
+    pub state: String,
+    pub since_seconds: Option<f64>,
 }
 
 /// A program of ours on its hook (`status`).
@@ -345,8 +355,6 @@ impl KernelCounts {
         Ok(sum)
     }
 }
-
-const SOON: Duration = Duration::from_secs(15);
 
 /// Links' ids by what `key` says of each.
 fn by_hook(links: &[serde_json::Value], key: &str) -> BTreeMap<String, Vec<u32>> {

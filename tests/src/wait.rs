@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 const POLL: Duration = Duration::from_millis(1);
+/// Longer than anything takes that agents and mesh servers do at once.
+pub(crate) const SOON: Duration = Duration::from_secs(15);
 
 /// Polls `condition` until it holds and says how long that took; an error names `what` was waited for.
 pub fn wait_until(

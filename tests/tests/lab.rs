@@ -22,6 +22,7 @@ mod lab {
     mod restart;
     mod scene;
     mod shield;
+    mod told;
     mod traps;
     mod udp;
     mod world;

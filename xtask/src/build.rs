@@ -1,6 +1,7 @@
 //! `cargo xtask build`: the eBPF object first, then the host binaries that take it in.
 
 use std::fs;
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
@@ -16,13 +17,31 @@ pub(crate) fn object(tree: &Tree, pair: &Pair, log: bool) -> Result<()> {
     step_with("build: eBPF programs", || compile(tree, pair, log), remark).map(drop)
 }
 
+/// That the programs that log compile, without making them.
+pub(crate) fn check_logging(tree: &Tree, pair: &Pair) -> Result<()> {
+    run_quietly(cargo(tree, pair, "check").args(["--features", "log"]))
+}
+
 fn compile(tree: &Tree, pair: &Pair, log: bool) -> Result<u64> {
+    let mut command = cargo(tree, pair, "build");
+    if log {
+        command.args(["--features", "log"]);
+    }
+    run_quietly(&mut command)?;
+    let object = tree.object();
+    Ok(fs::metadata(&object)
+        .with_context(|| format!("the build left no {}", object.display()))?
+        .len())
+}
+
+/// Their compiler's cargo, told what to do with them.
+fn cargo(tree: &Tree, pair: &Pair, what: &str) -> Command {
     let mut command = tree.caller.user(&pair.compiler.cargo);
     forget_host_toolchain(&mut command);
     command
         .current_dir(&tree.root)
         .args([
-            "build",
+            what,
             "--package",
             "isthmus-datapath",
             "--bin",
@@ -42,14 +61,7 @@ fn compile(tree: &Tree, pair: &Pair, log: bool) -> Result<u64> {
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTC", &pair.compiler.rustc)
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &pair.linker);
-    if log {
-        command.args(["--features", "log"]);
-    }
-    run_quietly(&mut command)?;
-    let object = tree.object();
-    Ok(fs::metadata(&object)
-        .with_context(|| format!("the build left no {}", object.display()))?
-        .len())
+    command
 }
 
 /// The host binaries. Their build speaks for itself.

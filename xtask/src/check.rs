@@ -6,13 +6,15 @@ mod sources;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::build;
 use crate::command::{line, output, run, run_quietly};
 use crate::metadata::Workspace;
 use crate::progress::{say, spoken_step, step};
+use crate::setup::Pair;
 use crate::toolchain::{Pins, Version};
 use crate::tree::Tree;
 
-pub(crate) fn check(tree: &Tree, pins: &Pins) -> Result<()> {
+pub(crate) fn check(tree: &Tree, pins: &Pins, pair: &Pair) -> Result<()> {
     let workspace = Workspace::read(tree)?;
     let host = release(&output(tree.cargo().arg("--version"))?)?;
     if host != pins.host {
@@ -53,6 +55,12 @@ pub(crate) fn check(tree: &Tree, pins: &Pins) -> Result<()> {
     note(
         "generated code",
         step("check: generated code is fresh", || generated(tree, true)),
+    );
+    note(
+        "programs that log",
+        step("check: programs that log", || {
+            build::check_logging(tree, pair)
+        }),
     );
     note("clippy", spoken_step("check: clippy", || clippy(tree)));
     note("docs", spoken_step("check: docs", || docs(tree)));

@@ -68,7 +68,7 @@ fn run(asked: Asked) -> Result<()> {
             let pair = setup::setup(&tree, &pins, &[Part::Build, Part::Check], false)?
                 .context("setup left no compiler")?;
             build::object(&tree, &pair, false)?;
-            check::check(&tree, &pins)
+            check::check(&tree, &pins, &pair)
         }
         Asked::Test(wanted) => suite::test(&tree, &pins, &wanted),
         Asked::Codegen => check::generated(&tree, false),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use isthmus_core::desired::{PortKey, Rank};
 use isthmus_core::model::ObjectName;
 use isthmus_core::reconcile::Reconciler;
+use isthmus_core::store::{Owner, Snapshot};
 
 use crate::events::ServicePort;
 
@@ -25,15 +26,15 @@ pub(super) struct Ports {
 struct Known {
     index: u32,
     port: Arc<ServicePort>,
-    first: Option<Rank>,
+    tier: Option<&'static str>,
 }
 
-/// A service port whose connections go to another tier than before.
+/// A service port whose connections go to another tier than before, by the tiers' names.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Moved {
     pub(super) port: Arc<ServicePort>,
-    pub(super) before: Option<Rank>,
-    pub(super) now: Option<Rank>,
+    pub(super) before: Option<&'static str>,
+    pub(super) now: Option<&'static str>,
 }
 
 impl Ports {
@@ -42,31 +43,34 @@ impl Ports {
     }
 
     /// Looks at what was touched, as it stands in the maps. What is not settled yet is looked at again the next time.
-    pub(super) fn review(&mut self, reconciler: &Reconciler) -> Vec<Moved> {
+    pub(super) fn review(&mut self, reconciler: &Reconciler, rows: &Snapshot) -> Vec<Moved> {
         let mut moved = Vec::new();
         for name in std::mem::take(&mut self.touched) {
+            let row = rows.group(&name).service(Owner::Local);
+            let affinity = row.map(|row| row.affinity).unwrap_or_default();
             let mut before = self.known.remove(&name).unwrap_or_default();
             let mut now = Vec::new();
             for (index, key, first) in reconciler.ports(&name) {
+                let tier = first.map(|rank: Rank| rank.name(affinity));
                 now.push(
                     match before.iter().position(|known| known.port.key == *key) {
                         Some(place) => {
                             let known = before.swap_remove(place);
-                            if known.first != first {
+                            if known.tier != tier {
                                 moved.push(Moved {
                                     port: known.port.clone(),
-                                    before: known.first,
-                                    now: first,
+                                    before: known.tier,
+                                    now: tier,
                                 });
                             }
                             self.withdraw(&known);
                             Known {
                                 index,
-                                first,
+                                tier,
                                 ..known
                             }
                         }
-                        None => fresh(&name, key, index, first),
+                        None => fresh(&name, key, index, tier),
                     },
                 );
             }
@@ -95,7 +99,7 @@ impl Ports {
     }
 }
 
-fn fresh(name: &ObjectName, key: &PortKey, index: u32, first: Option<Rank>) -> Known {
+fn fresh(name: &ObjectName, key: &PortKey, index: u32, tier: Option<&'static str>) -> Known {
     let port = ServicePort {
         service: name.clone(),
         key: key.clone(),
@@ -103,6 +107,6 @@ fn fresh(name: &ObjectName, key: &PortKey, index: u32, first: Option<Rank>) -> K
     Known {
         index,
         port: Arc::new(port),
-        first,
+        tier,
     }
 }

@@ -1,6 +1,5 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
-use isthmus_core::desired::Rank;
 use isthmus_core::model::{
     Affinity, Condition, EndpointPort, EndpointRow, ObjectName, PortRow, Protocol, ServiceRow,
     ServiceRules,
@@ -26,6 +25,10 @@ fn name(text: &str) -> ObjectName {
 }
 
 fn service(text: &str, address: &str) -> RowChange {
+    preferring(text, address, Affinity::Local)
+}
+
+fn preferring(text: &str, address: &str, affinity: Affinity) -> RowChange {
     let port = PortRow {
         name: "http".into(),
         protocol: Protocol::Tcp,
@@ -37,7 +40,7 @@ fn service(text: &str, address: &str) -> RowChange {
         ports: vec![port],
         global: true,
         shared: true,
-        affinity: Affinity::Local,
+        affinity,
         rules: ServiceRules::default(),
     }))
 }
@@ -96,7 +99,7 @@ impl World {
             if let Some(ticket) = progress.want_grace {
                 self.reconciler.grace_passed(ticket);
             } else if progress.idle {
-                return self.ports.review(&self.reconciler);
+                return self.ports.review(&self.reconciler, self.store.now());
             }
         }
     }
@@ -123,14 +126,19 @@ fn a_service_whose_connections_go_elsewhere_is_told_and_a_new_one_is_not() {
         endpoint("a", "10.2.0.1", Condition::Ready),
     ];
     assert_eq!(world.say(west, remote), [], "a second choice");
-    let rank = |local| Rank::of(Affinity::Local, local, false, Condition::Ready);
-    for (condition, before, now) in [
-        (Condition::NotReady, true, false),
-        (Condition::Ready, false, true),
+    let (local, remote) = (Some("local ready"), Some("remote ready"));
+    let condition = |condition| endpoint("a", "10.1.0.1", condition);
+    let preferring = |affinity| preferring("a", "10.96.0.1", affinity);
+    for (change, before, now) in [
+        (condition(Condition::NotReady), local, remote),
+        (condition(Condition::Ready), remote, local),
+        // What it preferred before is told by its name of then.
+        (preferring(Affinity::Remote), local, remote),
+        (preferring(Affinity::None), remote, Some("ready")),
     ] {
-        let moved = world.say(Owner::Local, vec![endpoint("a", "10.1.0.1", condition)]);
+        let moved = world.say(Owner::Local, vec![change]);
         assert_eq!(moved.len(), 1, "{moved:?}");
-        assert_eq!((moved[0].before, moved[0].now), (rank(before), rank(now)));
+        assert_eq!((moved[0].before, moved[0].now), (before, now));
         assert_eq!(moved[0].port.service, name("a"));
     }
 }

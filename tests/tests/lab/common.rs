@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use isthmus_tests::client::Report;
-use isthmus_tests::{Lab, LabSpec, Node, Programs, Requests, Traffic, wait_for};
+use isthmus_tests::hostile::Behaviour;
+use isthmus_tests::{Lab, LabSpec, Monitor, Node, Pod, Programs, Requests, Traffic, wait_for};
 use serde_json::{Value, json};
 
 pub(crate) const SERVICE: &str = "production/backend";
@@ -130,6 +131,28 @@ pub(crate) fn named_service(
                       {"port": port, "targetPort": target, "protocol": "UDP", "name": "udp"}],
         },
     })
+}
+
+const NOBODY: &str = "production/nobody";
+
+/// A monitor of a node that is seen to listen: a service without a backend refuses a client in `pod`, and that is told.
+pub(crate) fn monitor(node: Node<'_>, pod: &Pod<'_>) -> Monitor {
+    let mut nobody = named_service("nobody", PORT, PORT, &[]);
+    nobody["spec"]["selector"]["app"] = "nobody".into();
+    let manifests = node.cluster().manifests();
+    manifests.write_objects("nobody.yaml", &[nobody]).unwrap();
+    let frontend = node.wait_frontend(NOBODY, PORT, "is in the kernel", |f| {
+        f.service_index.is_some()
+    });
+    let target = [frontend.unwrap().1.target().unwrap()];
+    let monitor = node.monitor(&[]).unwrap();
+    wait_for("the monitor tells", SOON, || {
+        let account = pod.hostile(Behaviour::Connect, &target, 1, Duration::ZERO)?;
+        assert_eq!(account.refused, 1, "{account:?}");
+        Ok((!monitor.told().is_empty()).then_some(()))
+    })
+    .unwrap();
+    monitor
 }
 
 /// `ADDRESS:PORT=SERVICE` of both families of `production/backend`, as a node translates them.

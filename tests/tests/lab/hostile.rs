@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 mod table;
+mod told;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

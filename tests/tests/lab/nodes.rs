@@ -4,13 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::time::Duration;
 
-use isthmus_tests::hostile::Behaviour;
 use isthmus_tests::{Event, Lab, Monitor, Traffic, wait_for};
 
 use super::books::{Books, Told};
-use super::common::{PORT, SERVICE, SOON, at_least, client, named_service, running};
+use super::common::{PORT, SERVICE, SOON, at_least, client, monitor, running};
 
 const NODES: [(&str, &str); 2] = [("east-1", "east/client-1"), ("east-2", "east/client-2")];
 const MORTAL: [&str; 3] = ["east/backend-1", "east/backend-2", "east/backend-3"];
@@ -24,7 +22,6 @@ clusters:
       - {name: backend, count: 4, namespace: production, labels: {app: backend}, serves: {8080: production/backend}}
       - {name: client, count: 2}
 ";
-const NOBODY: &str = "production/nobody";
 const RATE: f64 = 600.0;
 /// The first ejection: 5 s, a fifth more or less.
 const FIRST: std::ops::RangeInclusive<f64> = 4.0..=6.0;
@@ -48,17 +45,7 @@ impl Witness {
         at_least(&mut traffic, 200);
         traffic.pause().unwrap();
         let node = lab.node(node).unwrap();
-        let monitor = node.monitor(&[]).unwrap();
-        // A service without a backend refuses, and that is told: the monitor listens.
-        let nobody = node.frontend(NOBODY, PORT, false).unwrap().target();
-        let nobody = nobody.unwrap();
-        wait_for("the monitor tells", SOON, || {
-            let pod = lab.pod(pod)?;
-            let account = pod.hostile(Behaviour::Connect, &[nobody], 1, Duration::ZERO)?;
-            assert_eq!(account.refused, 1, "{account:?}");
-            Ok((!monitor.told().is_empty()).then_some(()))
-        })
-        .unwrap();
+        let monitor = monitor(node, &lab.pod(pod).unwrap());
         Self {
             books: Books::open(node, SERVICE, PORT),
             before: Told::by_client(traffic.total()),
@@ -85,16 +72,6 @@ impl Witness {
 #[test]
 fn nodes_that_ejected_together_do_not_return_together() {
     let lab = running("nodes", TWO_NODES);
-    let mut nobody = named_service("nobody", PORT, PORT, &[]);
-    nobody["spec"]["selector"]["app"] = "nobody".into();
-    let manifests = lab.cluster("east").unwrap().manifests();
-    manifests.write_objects("nobody.yaml", &[nobody]).unwrap();
-    for node in lab.nodes() {
-        node.wait_frontend(NOBODY, PORT, "is in the kernel", |f| {
-            f.service_index.is_some()
-        })
-        .unwrap();
-    }
     let mut witnesses = NODES.map(|(node, pod)| Witness::new(&lab, node, pod));
     for witness in &mut witnesses {
         witness.traffic.rate(RATE).unwrap();

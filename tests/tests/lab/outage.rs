@@ -27,11 +27,14 @@ fn restarts_leave_a_dead_backend_out_and_new_maps_cost_its_failures_once_more() 
     });
     scene.balance(&opened);
     flows.go_on("with a backend out");
+    let age = ejected_for(&scene);
     let (_, opened) = scene.through(|node| {
         node.kill_agent().unwrap();
         flows.go_on("without an agent");
         node.start_agent(&[]).unwrap();
     });
+    let later = ejected_for(&scene);
+    assert!(later > age, "ejected {age} s ago, and {later} s ago");
     flows.go_on("with the next agent");
     let kernel = scene.balance(&opened);
     // What is refused are trials, one for each time that is over; a trial that fails is no ejection more.
@@ -56,6 +59,18 @@ fn restarts_leave_a_dead_backend_out_and_new_maps_cost_its_failures_once_more() 
     scene.balance(&opened);
     flows.go_on("with both backends back");
     flows.balance();
+}
+
+/// Seconds since the one backend that is out was ejected, as the agent tells it.
+fn ejected_for(scene: &Scene) -> f64 {
+    let frontend = scene.node().frontend(SERVICE, PORT, false).unwrap();
+    let health = frontend.backends.into_iter().filter_map(|b| b.health);
+    let out = health.filter(|health| ["ejected", "trial"].contains(&health.state.as_str()));
+    let ages: Vec<_> = out.map(|health| health.since_seconds).collect();
+    let [Some(age)] = ages[..] else {
+        panic!("{ages:?}");
+    };
+    age
 }
 
 /// One agent after the other is killed, all the time from before the trial of a backend that listens again until after it.

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use anyhow::ensure;
 use isthmus_abi::{
     BackendHealthRow, BackendRow, Counter, EventKind, EventRow, FailureCause, HealthState, NO_MARK,
-    Refusal, TICK_SHIFT, health_kind,
+    Refusal, TICK_SHIFT,
 };
 use isthmus_agent::datapath::{EventRing, clock};
 use isthmus_core::model::Protocol;

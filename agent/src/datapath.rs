@@ -38,7 +38,7 @@ pub use cgroup::{CgroupError, probe_connect};
 pub use events::{CounterReader, EventRing};
 pub use links::{Hook, HookProgram};
 pub use load::Kernel;
-pub use orphans::{Closed, OrphanError, Orphans, Place, start as close_orphans};
+pub use orphans::{Closed, OrphanError, Orphans, Place, Removed, start as close_orphans};
 pub use pins::cleanup;
 pub use plan::{
     DatapathConfig, HookKind, Lifetime, LoadPlan, MapPlan, MapSizes, ProgramPlan, TooManyCidrs,

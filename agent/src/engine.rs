@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::datapath::{
-    Datapath, DatapathError, Orphans, Place, clock, close_orphans, grace_period,
+    Datapath, DatapathError, Orphans, Removed, clock, close_orphans, grace_period,
 };
 use crate::events::{Happening, Monitors, Now, What, understand};
 use crate::tally::Tally;
@@ -88,7 +88,7 @@ pub struct Engine {
     /// When to look again at what programs ejected.
     limits_at: Instant,
     /// Where it is told which backends of UDP are gone.
-    orphans: thread_channel::Sender<BTreeSet<Place>>,
+    orphans: thread_channel::Sender<Removed>,
     attach: Attach,
     publish: watch::Sender<Arc<Published>>,
     published: Published,
@@ -100,7 +100,8 @@ pub struct Engine {
 #[derive(Debug)]
 struct Attach {
     done: bool,
-    /// An earlier version's programs serve meanwhile: these maps should be full before they take over.
+    /// An earlier version's programs serve meanwhile: these maps should be full before they take over. Then, until sockets are looked for
+    /// whose backends went in between.
     replaces: bool,
     /// As soon as the mesh has said which.
     linked: Option<BTreeSet<ClusterId>>,
@@ -324,9 +325,7 @@ impl Engine {
         }
         let removed = self.reconciler.take_removed();
         if !removed.is_empty() {
-            self.orphans
-                .send(removed)
-                .map_err(|_| EngineError::OrphansEnded)?;
+            self.close_orphans(removed.into())?;
         }
         if now >= self.limits_at {
             self.keep_limits_ahead(now);
@@ -341,6 +340,10 @@ impl Engine {
         }
         let attach_due = if progress.idle {
             self.tell_tiers();
+            if self.may_miss_removals() {
+                self.attach.replaces = false;
+                self.close_orphans(Removed::ANYWHERE)?;
+            }
             self.attach_if_due(now)
         } else {
             None
@@ -389,6 +392,18 @@ impl Engine {
             });
         }
         self.published.ports = self.ports.index.clone();
+    }
+
+    fn close_orphans(&self, removed: Removed) -> Result<(), EngineError> {
+        let sent = self.orphans.send(removed);
+        sent.map_err(|_| EngineError::OrphansEnded)
+    }
+
+    /// These maps took others' place, hold all that they should, and never held what was removed in between.
+    fn may_miss_removals(&self) -> bool {
+        let attach = &self.attach;
+        let whole = || self.mesh_told() && self.reconciler.faults().next().is_none();
+        attach.replaces && attach.done && whole()
     }
 
     /// Clusters that the maps still hold backends of, on trust, and that nobody is linked with any more.

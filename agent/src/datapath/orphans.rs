@@ -27,6 +27,38 @@ use super::{Datapath, DatapathError, KernelHash, MappedArray};
 /// Where a backend stands: its address and port.
 pub type Place = (Address, u16);
 
+/// Which backends' sockets are looked for.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Removed {
+    places: BTreeSet<Place>,
+    any: bool,
+}
+
+impl Removed {
+    /// Wherever the socket's service, which is in these maps, has no backend: for maps that did not see what was removed.
+    pub const ANYWHERE: Self = Self {
+        places: BTreeSet::new(),
+        any: true,
+    };
+
+    fn is_empty(&self) -> bool {
+        self.places.is_empty() && !self.any
+    }
+    fn has(&self, place: &Place) -> bool {
+        self.any || self.places.contains(place)
+    }
+    fn add(&mut self, more: Self) {
+        self.places.extend(more.places);
+        self.any |= more.any;
+    }
+}
+
+impl From<BTreeSet<Place>> for Removed {
+    fn from(places: BTreeSet<Place>) -> Self {
+        Self { places, any: false }
+    }
+}
+
 /// Network namespaces that are looked through, at most.
 const NAMESPACES_MAX: usize = 4096;
 
@@ -61,11 +93,11 @@ impl Orphans {
         })
     }
 
-    /// Closes the sockets that are connected to `removed` places on behalf of a service that has no backend there.
+    /// Closes the sockets that are connected to `removed` backends on behalf of a service that has none there.
     ///
     /// # Errors
     /// [`OrphanError`]. What could be closed is closed.
-    pub fn close(&self, removed: &BTreeSet<Place>) -> Result<Closed, OrphanError> {
+    pub fn close(&self, removed: &Removed) -> Result<Closed, OrphanError> {
         let wanted = self.find(removed)?;
         let records = wanted.len();
         let closed = if wanted.is_empty() {
@@ -77,12 +109,12 @@ impl Orphans {
     }
 
     /// Cookies of sockets to close, if they live, with the peers that they then have.
-    fn find(&self, removed: &BTreeSet<Place>) -> Result<HashMap<u64, Place>, TableError> {
+    fn find(&self, removed: &Removed) -> Result<HashMap<u64, Place>, TableError> {
         let mut rows = Vec::new();
         let mut note = |row: SocketRow| {
             let place = place_of(row.backend_address, row.backend_port);
             // Rows of MPTCP hold no cookie.
-            if row.cookie != 0 && removed.contains(&place) {
+            if row.cookie != 0 && removed.has(&place) {
                 rows.push(row);
             }
         };
@@ -96,7 +128,7 @@ impl Orphans {
             let place = place_of(row.address, row.port);
             if row.state == backend_state::LIVE
                 && u16::from(row.protocol) == ScopeProtocol::UDP
-                && removed.contains(&place)
+                && removed.has(&place)
             {
                 alive.insert((row.service, place));
             }
@@ -104,10 +136,12 @@ impl Orphans {
         let mut wanted = HashMap::new();
         for row in rows {
             let place = place_of(row.backend_address, row.backend_port);
-            let kept = self
-                .service_of(&row)?
-                .is_some_and(|service| alive.contains(&(service, place)));
-            if !kept {
+            let orphaned = match self.service_of(&row)? {
+                Some(service) => !alive.contains(&(service, place)),
+                // It was removed, or these maps never held it.
+                None => removed.places.contains(&place),
+            };
+            if orphaned {
                 wanted.insert(row.cookie, place);
             }
         }
@@ -240,15 +274,15 @@ const TRIES: u32 = 5;
 
 /// Starts the thread that closes them. What is removed while it works is done together afterwards.
 #[must_use]
-pub fn start(orphans: Orphans) -> Sender<BTreeSet<Place>> {
+pub fn start(orphans: Orphans) -> Sender<Removed> {
     let (sender, removals) = channel();
     thread::spawn(move || work(&orphans, &removals));
     sender
 }
 
-fn work(orphans: &Orphans, removals: &Receiver<BTreeSet<Place>>) {
+fn work(orphans: &Orphans, removals: &Receiver<Removed>) {
     let mut tries = 0;
-    let mut removed = BTreeSet::new();
+    let mut removed = Removed::default();
     loop {
         let more = if removed.is_empty() {
             removals.recv().map_err(RecvTimeoutError::from)
@@ -257,16 +291,16 @@ fn work(orphans: &Orphans, removals: &Receiver<BTreeSet<Place>>) {
         };
         match more {
             Ok(more) => {
-                removed.extend(more);
+                removed.add(more);
                 tries = 0;
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        removed.extend(removals.try_iter().flatten());
+        removals.try_iter().for_each(|more| removed.add(more));
         match orphans.close(&removed) {
             Ok(Closed { closed, .. }) => {
-                removed.clear();
+                removed = Removed::default();
                 if closed > 0 {
                     info!(closed, "closed UDP sockets of removed backends");
                 }
@@ -276,7 +310,7 @@ fn work(orphans: &Orphans, removals: &Receiver<BTreeSet<Place>>) {
                 debug!(%error, tries, "UDP sockets of removed backends are looked for again");
             }
             Err(error) => {
-                removed.clear();
+                removed = Removed::default();
                 warn!(%error, "UDP sockets of removed backends");
             }
         }

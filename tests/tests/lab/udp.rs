@@ -222,6 +222,35 @@ fn a_connected_socket_of_a_removed_backend_is_closed() {
     ledger.balance(Told::established(2 * FLOWS));
 }
 
+/// It goes while no agent runs, and the next agent's maps never held it.
+#[test]
+fn a_connected_socket_whose_backend_went_with_the_maps_is_closed() {
+    const FLOWS: u64 = 20;
+    let lab = running("unseen", ALONE);
+    let pods = backends(&lab);
+    let node = lab.node("east-1").unwrap();
+    let pod = lab.pod("east/client").unwrap();
+    let mut flows = Vec::new();
+    for address in addresses(&lab) {
+        for _ in 0..FLOWS {
+            let mut flow = pod.flow(address, true).unwrap();
+            let which = which(&pods, &answered(&mut flow, address));
+            flows.push((flow, address, which));
+        }
+    }
+    node.kill_agent().unwrap();
+    pods[0].withdraw().unwrap();
+    node.start_agent(&["--lb-backends-max", "4096"]).unwrap();
+    for (flow, address, before) in &mut flows {
+        if *before == 0 {
+            wait_for("its socket is closed", SOON, || Ok(flow.ask()?.err())).unwrap();
+        } else {
+            assert_eq!(which(&pods, &answered(flow, *address)), *before);
+        }
+    }
+    expect_all_translated(&lab);
+}
+
 #[test]
 fn clients_come_back_where_the_service_asks_for_it() {
     let lab = running("sessions", ALONE);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use isthmus_abi::{Ring, ScopeProtocol, Slot};
-use isthmus_agent::datapath::{Closed, Orphans, Place};
+use isthmus_agent::datapath::{Closed, Orphans, Place, Removed};
 use isthmus_core::model::{Address, Protocol};
 use nix::libc;
 use socket2::{Domain, Socket, Type};
@@ -32,6 +32,10 @@ pub fn rows() -> Vec<Row> {
             moved_on,
         ),
         row("1,000 sockets at once", many),
+        row(
+            "unseen: whoever's service has no such backend, and no other",
+            unseen,
+        ),
     ]
 }
 
@@ -70,7 +74,7 @@ fn place(at: SocketAddr) -> Place {
 
 fn close(world: &World, at: &[SocketAddr]) -> anyhow::Result<Closed> {
     let removed: BTreeSet<Place> = at.iter().copied().map(place).collect();
-    Ok(Orphans::open(world.datapath())?.close(&removed)?)
+    Ok(Orphans::open(world.datapath())?.close(&removed.into())?)
 }
 
 /// Another port at the backend's address, where nobody has to answer.
@@ -231,4 +235,20 @@ fn many(world: &mut World) -> anyhow::Result<()> {
     let done = close(world, &[at])?;
     ensure!(done.closed == 1000, "{done:?}");
     sockets.iter().try_for_each(expect_closed)
+}
+
+/// Other maps than those by which the sockets were sent there.
+fn unseen(world: &mut World) -> anyhow::Result<()> {
+    let to = (SERVICE4, SERVICE_PORT).into();
+    let gone = connected(Domain::IPV4, to)?;
+    let of_unknown = connected(Domain::IPV6, (SERVICE6, SERVICE_PORT).into())?;
+    world.start(|config| config.sizes.backends *= 2)?;
+    let stays = other_place(world.backend4);
+    world.service(UDP4, SERVICE4.into(), Protocol::Udp, &[stays])?;
+    let other = connected(Domain::IPV4, to)?;
+    let done = Orphans::open(world.datapath())?.close(&Removed::ANYWHERE)?;
+    ensure!(done.closed == 1, "{done:?}");
+    expect_closed(&gone)?;
+    expect_open(&of_unknown)?;
+    expect_open(&other)
 }

@@ -39,6 +39,7 @@ const EVENTS_MAX: usize = 256;
 /// If it cannot start. Nothing that is attached is taken away.
 pub fn run(args: AgentArgs) -> anyhow::Result<()> {
     let started = Instant::now();
+    share_one_heap();
     let mut datapath = Datapath::open(&args.datapath()?)?;
     let (reconciler, adopted) = Reconciler::adopt(datapath.tables()?, args.cluster()?.id)
         .context("reading back the maps")?;
@@ -57,6 +58,17 @@ pub fn run(args: AgentArgs) -> anyhow::Result<()> {
     // Blocking calls to a dead file system or peer must not hold up the end.
     runtime.shutdown_background();
     result
+}
+
+/// Has all threads allocate from one heap, which gives back what is free at its end: by default glibc has one for each thread, and
+/// what one reads, parses and sends to another leaves holes in all of them. With many services that was a sixth of the agent's memory.
+fn share_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it changes settings of the allocator, while this is the only thread. Refused, they stay as they were.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 << 10);
+    }
 }
 
 /// What the datapath's start decides for the rest.

@@ -49,7 +49,7 @@ mod wire;
 
 pub use health::{BackendCounts, KernelHealth, ServiceCounts};
 pub use lab::{Cluster, Lab, Node};
-pub use long::{LongFlow, LongServer};
+pub use long::{FlowKind, LongFlow, LongServer};
 pub use manifests::{Manifests, PodStatus};
 pub use monitor::{Event, Monitor};
 pub use pod::Pod;

@@ -15,12 +15,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum as _;
 use serde::{Deserialize, Serialize};
 
-use crate::client::Transport;
 use crate::wait::wait_for;
 
 pub use server::LongServer;
+
+/// What a flow is, to its client's kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum FlowKind {
+    Stream,
+    /// Datagrams of a socket without a connect.
+    Datagrams,
+    ConnectedDatagrams,
+}
 
 /// Between two bursts of an end.
 const PACE: Duration = Duration::from_millis(20);
@@ -47,11 +56,12 @@ pub struct Progress {
 }
 
 /// Runs a flow until the end of standard input; prints its [`Progress`] for each line of that.
-pub fn run(target: SocketAddr, transport: Transport) -> Result<()> {
+pub fn run(target: SocketAddr, kind: FlowKind) -> Result<()> {
     let progress = Arc::new(Mutex::new(Progress::default()));
-    let flow = match transport {
-        Transport::Tcp => stream::start(target, &progress)?,
-        Transport::Udp => datagrams::start(target, &progress)?,
+    let flow = match kind {
+        FlowKind::Stream => stream::start(target, &progress)?,
+        FlowKind::Datagrams => datagrams::start(target, false, &progress)?,
+        FlowKind::ConnectedDatagrams => datagrams::start(target, true, &progress)?,
     };
     for line in std::io::stdin().lines() {
         line?;
@@ -67,16 +77,18 @@ pub fn run(target: SocketAddr, transport: Transport) -> Result<()> {
 /// The running end, as far as its owner asks it anything.
 enum Running {
     Stream(std::net::TcpStream, Arc<Mutex<Progress>>),
+    Connected(std::net::UdpSocket, Arc<Mutex<Progress>>),
     Datagrams,
 }
 
 impl Running {
     /// Asks the kernel whom the socket is connected to.
     fn look(&self) {
-        let Self::Stream(stream, progress) = self else {
-            return;
+        let (peer, progress) = match self {
+            Self::Stream(stream, progress) => (stream.peer_addr(), progress),
+            Self::Connected(socket, progress) => (socket.peer_addr(), progress),
+            Self::Datagrams => return,
         };
-        let peer = stream.peer_addr();
         let mut progress = lock(progress);
         match peer {
             Ok(peer) => *progress.shown_as.entry(peer).or_default() += 1,
@@ -108,16 +120,9 @@ pub struct LongFlow {
 }
 
 impl LongFlow {
-    pub(crate) fn start(
-        mut command: Command,
-        target: SocketAddr,
-        transport: Transport,
-    ) -> Result<Self> {
-        let transport = match transport {
-            Transport::Tcp => "tcp",
-            Transport::Udp => "udp",
-        };
-        command.args(["long", "--transport", transport]);
+    pub(crate) fn start(mut command: Command, target: SocketAddr, kind: FlowKind) -> Result<Self> {
+        let kind = kind.to_possible_value().context("a kind without a name")?;
+        command.args(["long", "--kind", kind.get_name()]);
         command.arg("--target").arg(target.to_string());
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().context("cannot start a flow")?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use isthmus_tests::FlowKind;
 use isthmus_tests::client::{self, Target, Transport};
 use isthmus_tests::hostile::{self, Behaviour};
 use isthmus_tests::{LabName, Programs};
@@ -143,8 +144,8 @@ enum Task {
     Long {
         #[arg(long)]
         target: SocketAddr,
-        #[arg(long, value_enum, default_value = "tcp")]
-        transport: Transport,
+        #[arg(long, value_enum)]
+        kind: FlowKind,
     },
     /// Remove a lab when the owner of standard input is gone
     #[command(hide = true)]
@@ -252,7 +253,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             hold: Duration::from_millis(hold_ms),
         })?,
         Task::Flow { target, connected } => isthmus_tests::flow::run(target, connected)?,
-        Task::Long { target, transport } => isthmus_tests::long::run(target, transport)?,
+        Task::Long { target, kind } => isthmus_tests::long::run(target, kind)?,
         Task::Warden { name } => isthmus_tests::warden::watch(&name)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -12,13 +12,12 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
-use crate::client::Transport;
 use crate::flow::Flow;
 use crate::host::run;
 use crate::hostile::{Account, Behaviour};
 use crate::lab::{Lab, lock};
 use crate::layout::PodPlan;
-use crate::long::LongFlow;
+use crate::long::{FlowKind, LongFlow};
 use crate::manifests::{PodStatus, pod_object};
 use crate::netns::Netns;
 use crate::network;
@@ -215,10 +214,10 @@ impl Pod<'_> {
         Flow::start(command, target, connected)
     }
     /// Begins a long flow to a service that [`crate::LongServer`]s serve.
-    pub fn long_flow(&self, target: SocketAddr, transport: Transport) -> Result<LongFlow> {
+    pub fn long_flow(&self, target: SocketAddr, kind: FlowKind) -> Result<LongFlow> {
         let program = self.lab.programs.find("isthmus-lab")?;
         let command = self.place().background(&self.lab.programs, &program)?;
-        LongFlow::start(command, target, transport)
+        LongFlow::start(command, target, kind)
     }
     /// Starts a client; it sends nothing before [`Traffic::rate`].
     pub fn traffic(&self, requests: &Requests) -> Result<Traffic> {

@@ -1,4 +1,4 @@
-//! Datagrams without a connect: each end keeps a few numbered ones in flight, and acknowledges the other's.
+//! Datagrams, with a connect or without: each end keeps a few numbered ones in flight, and acknowledges the other's.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
@@ -125,7 +125,11 @@ impl End {
     }
 }
 
-pub(super) fn start(target: SocketAddr, progress: &Arc<Mutex<Progress>>) -> Result<Running> {
+pub(super) fn start(
+    target: SocketAddr,
+    connected: bool,
+    progress: &Arc<Mutex<Progress>>,
+) -> Result<Running> {
     let any = if target.is_ipv4() {
         SocketAddr::from(([0, 0, 0, 0], 0))
     } else {
@@ -133,18 +137,31 @@ pub(super) fn start(target: SocketAddr, progress: &Arc<Mutex<Progress>>) -> Resu
     };
     let socket = UdpSocket::bind(any).context("no socket")?;
     socket.set_read_timeout(Some(PACE))?;
+    let running = if connected {
+        socket.connect(target).context("connect")?;
+        Running::Connected(socket.try_clone()?, Arc::clone(progress))
+    } else {
+        Running::Datagrams
+    };
     let progress = Arc::clone(progress);
     std::thread::spawn(move || {
-        if let Err(error) = converse(&socket, target, &progress) {
+        let send = |bytes: &[u8]| {
+            if connected {
+                socket.send(bytes)
+            } else {
+                socket.send_to(bytes, target)
+            }
+        };
+        if let Err(error) = converse(&socket, &send, &progress) {
             lock(&progress).broken = Some(error.to_string());
         }
     });
-    Ok(Running::Datagrams)
+    Ok(running)
 }
 
 fn converse(
     socket: &UdpSocket,
-    target: SocketAddr,
+    send: &dyn Fn(&[u8]) -> std::io::Result<usize>,
     progress: &Mutex<Progress>,
 ) -> std::io::Result<()> {
     let connection = crate::client::monotonic();
@@ -155,7 +172,7 @@ fn converse(
         let now = Instant::now();
         if now >= due {
             for datagram in end.burst(now) {
-                socket.send_to(&datagram.bytes(), target)?;
+                send(&datagram.bytes())?;
             }
             due = now + PACE;
         }
@@ -173,7 +190,7 @@ fn converse(
             };
             *progress.servers.entry(datagram.name.clone()).or_default() += 1;
             if let Some(answer) = end.take(&datagram) {
-                socket.send_to(&answer.bytes(), target)?;
+                send(&answer.bytes())?;
             }
         }
         progress.sent = end.acknowledged;

@@ -2,8 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
-use isthmus_tests::client::Transport;
-use isthmus_tests::{Lab, LongFlow, LongServer, Node};
+use isthmus_tests::{FlowKind, Lab, LongFlow, LongServer, Node};
 
 use super::books::{Books, Told};
 use super::common::named_service;
@@ -12,7 +11,7 @@ use super::scene::BACKENDS;
 const PORT: u16 = 7000;
 const SERVICE: &str = "production/long";
 
-/// Long flows of `east/client`, by TCP and by datagrams without a connect, over IPv4 and IPv6. The other ends are not the
+/// Long flows of `east/client`, by TCP and by datagrams with and without a connect, over IPv4 and IPv6. The other ends are not the
 /// backends' servers, and outlive them.
 pub(crate) struct LongFlows {
     flows: Vec<LongFlow>,
@@ -32,14 +31,17 @@ impl LongFlows {
             .unwrap();
         let books = Books::of(node, node.frontends_of(SERVICE, PORT).unwrap());
         let pod = lab.pod("east/client").unwrap();
-        let flow = |(transport, v6)| {
+        let flow = |(kind, v6)| {
             let frontend = node.frontend(SERVICE, PORT, v6).unwrap();
-            pod.long_flow(frontend.target().unwrap(), transport)
-                .unwrap()
+            pod.long_flow(frontend.target().unwrap(), kind).unwrap()
         };
-        let kinds = [Transport::Tcp, Transport::Udp]
-            .into_iter()
-            .flat_map(|transport| [(transport, false), (transport, true)]);
+        let kinds = [
+            FlowKind::Stream,
+            FlowKind::Datagrams,
+            FlowKind::ConnectedDatagrams,
+        ];
+        let kinds = kinds.into_iter();
+        let kinds = kinds.flat_map(|kind| [(kind, false), (kind, true)]);
         let mut flows = Self {
             flows: kinds.map(flow).collect(),
             books,

@@ -23,7 +23,7 @@ use super::pick::Picked;
 use super::search::NOWHERE;
 use crate::atomic;
 use crate::kernel::Sock;
-use crate::maps::{SCRATCH, SOCKETS, SOCKETS_SPILLED, count};
+use crate::maps::{SCRATCH, SOCKETS, SOCKETS_SPILLED, count, opaque};
 
 /// In [`SocketRow::socket`]: nobody's.
 const FREE: u64 = 0;
@@ -62,7 +62,11 @@ struct Place {
 fn place(socket: *const c_void) -> Option<Place> {
     let base = SOCKETS.get_ptr(0)?;
     // A difference of two pointers is a plain number to the verifier; it stays the same as long as the map lives.
-    let distance = (socket as u64).wrapping_sub(base as u64);
+    place_at((socket as u64).wrapping_sub(base as u64))
+}
+
+#[inline(always)]
+fn place_at(distance: u64) -> Option<Place> {
     Some(Place {
         row: SOCKETS.get_ptr_mut(socket_slot(distance))?,
         distance,
@@ -153,8 +157,7 @@ pub fn remember(
     port: NetPort,
     picked: &Picked,
 ) {
-    let socket = of_context(ctx);
-    if let Some(owner) = owner_at_connect(ctx, socket, protocol) {
+    if let Some(owner) = owner_at_connect(ctx, protocol) {
         note(&owner, address, port, picked);
         if protocol == ScopeProtocol::UDP && owner.may_have_spilled() {
             flow::let_go(owner.cookie, &picked.row.address, picked.row.port);
@@ -218,12 +221,17 @@ fn tag(picked: &Picked) -> u8 {
 }
 
 #[inline(always)]
-fn owner_at_connect(ctx: &SockAddrContext, socket: *const c_void, protocol: u16) -> Option<Owner> {
+fn owner_at_connect(ctx: &SockAddrContext, protocol: u16) -> Option<Owner> {
+    let socket = of_context(ctx);
     if protocol == ScopeProtocol::TCP && has_mptcp() {
         // SAFETY: the helper takes any socket, and returns null for one that is no subflow.
         let whole = unsafe { bpf_skc_to_mptcp_sock(socket.cast_mut()) };
         if !whole.is_null() {
-            return Owner::whole(whole.cast());
+            return Some(Owner {
+                // To the verifier a cookie like others: it walks what follows once for both.
+                cookie: opaque(0),
+                ..Owner::whole(whole.cast())?
+            });
         }
     }
     Owner::of(ctx, socket)
@@ -294,7 +302,8 @@ fn spill_own(owner: &Owner, address: &[u32; 4], port: u32, picked: &Picked) -> u
 /// Drops what the socket remembers, if anything: its new peer is nobody's backend by us. A later subflow of MPTCP takes
 /// nothing from the connection that it joins.
 ///
-/// Most sockets that come here never were a service's: those pay for a look at one row, and for no helper.
+/// Most sockets that come here never were a service's: those pay for a look at one row, and for no helper. Of datagram sockets that
+/// row is mostly cold, since the kernel gives their memory back late; but who has no cookie yet was never remembered.
 #[inline(always)]
 pub fn forget(ctx: &SockAddrContext, protocol: u16, address: [u32; 4], port: NetPort) {
     let socket = of_context(ctx);
@@ -314,6 +323,12 @@ pub fn forget(ctx: &SockAddrContext, protocol: u16, address: [u32; 4], port: Net
             };
             at = owners;
             key = at.distance;
+        }
+    }
+    if protocol == ScopeProtocol::UDP {
+        match number(at.distance) {
+            Some(own) if Sock(own).cookie() != 0 => {}
+            _ => return,
         }
     }
     let Place { row, distance } = at;
@@ -506,10 +521,7 @@ pub fn reported(socket: *const c_void, tcp: bool) -> Option<*mut SocketRow> {
                 return None;
             }
             let distance = at.distance.wrapping_add(whole.0.wrapping_sub(own));
-            return record(&Owner::whole_at(Place {
-                row: SOCKETS.get_ptr_mut(socket_slot(distance))?,
-                distance,
-            }));
+            return record(&Owner::whole_at(place_at(distance)?));
         }
     }
     // SAFETY: the helper takes a socket in tracing programs.

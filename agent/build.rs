@@ -9,7 +9,7 @@ fn main() {
         || {
             // Asked for now, not when this program was built: a target directory can be moved with its tree.
             PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"))
-                .join("../target/ebpf/bpfel-unknown-none/ebpf/isthmus-datapath")
+                .join("../target/ebpf/datapath.o")
         },
         PathBuf::from,
     );

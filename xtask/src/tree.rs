@@ -56,9 +56,14 @@ impl Tree {
         self.target.join(OBJECT)
     }
 
+    /// The target directory of the eBPF programs.
+    pub(crate) fn ebpf(&self) -> PathBuf {
+        self.target.join("ebpf")
+    }
+
     pub(crate) fn binaries(&self, release: bool) -> PathBuf {
         self.target.join(if release { "release" } else { "debug" })
     }
 }
 
-const OBJECT: &str = "ebpf/bpfel-unknown-none/ebpf/isthmus-datapath";
+const OBJECT: &str = "ebpf/datapath.o";

@@ -23,8 +23,8 @@ use tracing::info;
 
 use crate::api::{self, ApiSocket};
 use crate::config::{AgentArgs, Switch};
-use crate::datapath::Datapath;
-use crate::engine::{Engine, Event};
+use crate::datapath::{self, Datapath};
+use crate::engine::{Engine, Event, Start};
 use crate::events::{self, Monitors};
 use crate::metrics::NodeMetrics;
 use crate::tally::Tally;
@@ -39,7 +39,7 @@ const EVENTS_MAX: usize = 256;
 /// If it cannot start. Nothing that is attached is taken away.
 pub fn run(args: AgentArgs) -> anyhow::Result<()> {
     let started = Instant::now();
-    share_one_heap();
+    datapath::share_one_heap();
     let mut datapath = Datapath::open(&args.datapath()?)?;
     let (reconciler, adopted) = Reconciler::adopt(datapath.tables()?, args.cluster()?.id)
         .context("reading back the maps")?;
@@ -60,30 +60,12 @@ pub fn run(args: AgentArgs) -> anyhow::Result<()> {
     result
 }
 
-/// Has all threads allocate from one heap, which gives back what is free at its end: by default glibc has one for each thread, and
-/// what one reads, parses and sends to another leaves holes in all of them. With many services that was a sixth of the agent's memory.
-fn share_one_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it changes settings of the allocator, while this is the only thread. Refused, they stay as they were.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 << 10);
-    }
-}
-
-/// What the datapath's start decides for the rest.
-struct Start {
-    /// Programs of an earlier agent serve these maps.
-    serving: bool,
-    /// Programs of an earlier version serve other maps.
-    replaces: bool,
-}
-
 fn datapath_parts(datapath: &mut Datapath) -> Start {
     let serving = datapath.adopted();
     Start {
         serving,
         replaces: !serving && datapath.is_linked(),
+        follows: datapath.is_linked(),
     }
 }
 
@@ -120,7 +102,7 @@ async fn serve(
         Arc::clone(&datapath),
         Arc::clone(&monitors),
         Arc::clone(&tally),
-        start.replaces,
+        &start,
         attach_hold,
     )?;
     if start.serving {
@@ -222,6 +204,7 @@ async fn from_source(
     shutdown: CancellationToken,
 ) {
     let mut hold = Some(hold);
+    let mut sound = None;
     while let Some(Some(update)) = shutdown.run_until_cancelled(updates.recv()).await {
         if update.batch.complete {
             hold = None;
@@ -229,17 +212,18 @@ async fn from_source(
         if let (Some(hold), Some((cause, _))) = (&hold, &update.status.unreadable) {
             hold.because(format!("{}: {cause}", update.status.location));
         }
+        let is_sound = update.status.is_sound();
         status.send_replace(update.status);
-        if update.batch.is_empty() {
-            continue;
-        }
-        let rows = Event::Rows {
+        let rows = (!update.batch.is_empty()).then_some(Event::Rows {
             owner: Owner::Local,
             batch: update.batch,
             seen: update.seen,
-        };
-        if events.send(rows).await.is_err() {
-            return;
+        });
+        let said = (sound.replace(is_sound) != Some(is_sound)).then_some(Event::Sound(is_sound));
+        for event in rows.into_iter().chain(said) {
+            if events.send(event).await.is_err() {
+                return;
+            }
         }
     }
 }

@@ -38,13 +38,13 @@ pub use cgroup::{CgroupError, probe_connect};
 pub use events::{CounterReader, EventRing};
 pub use links::{Hook, HookProgram};
 pub use load::Kernel;
-pub use orphans::{Closed, OrphanError, Orphans, Place, Removed, start as close_orphans};
+pub use orphans::{Closed, OrphanError, Orphans, Place, Removed, start as start_orphans};
 pub use pins::cleanup;
 pub use plan::{
     DatapathConfig, HookKind, Lifetime, LoadPlan, MapPlan, MapSizes, ProgramPlan, TooManyCidrs,
     VERSION_PREFIX,
 };
-pub use sys::{clock, grace_period};
+pub use sys::{clock, grace_period, share_one_heap};
 pub use tables::{KernelHash, MappedArray, Part};
 pub use words::Words;
 

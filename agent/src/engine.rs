@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::datapath::{
-    Datapath, DatapathError, Orphans, Removed, clock, close_orphans, grace_period,
+    Datapath, DatapathError, Orphans, Removed, clock, grace_period, start_orphans,
 };
 use crate::events::{Happening, Monitors, Now, What, understand};
 use crate::tally::Tally;
@@ -46,6 +46,8 @@ const ROUND_EVENTS: usize = 256;
 const FAULTS_MAX: usize = 100;
 /// How long programs of an earlier version go on serving while the mesh's rows for the new maps have not come.
 const REPLACE_WAIT: Duration = Duration::from_secs(5);
+/// How long after the start it is taken for certain that what is nowhere is gone: files may be half written at first.
+const UNSEEN_WAIT: Duration = Duration::from_secs(5);
 /// How soon a refused attachment is tried again.
 const ATTACH_RETRY: Duration = Duration::from_secs(5);
 
@@ -68,8 +70,21 @@ pub enum Event {
     Drop(ClusterId),
     /// All linked clusters: what the maps hold of others is to go.
     Linked(BTreeSet<ClusterId>),
+    /// Whether the cluster's own source could read all that it has, and finds nothing wrong with it.
+    Sound(bool),
     /// What programs tell.
     Kernel(Vec<EventRow>),
+}
+
+/// What an agent finds when it starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// Programs of an earlier agent serve these maps.
+    pub serving: bool,
+    /// Programs of an earlier version serve other maps.
+    pub replaces: bool,
+    /// Programs of an earlier agent are linked, over whichever maps.
+    pub follows: bool,
 }
 
 /// What the engine is made of.
@@ -90,6 +105,10 @@ pub struct Engine {
     /// Where it is told which backends of UDP are gone.
     orphans: thread_channel::Sender<Removed>,
     attach: Attach,
+    /// Sockets may be connected to backends that went when no agent saw it, and are to be looked for.
+    unseen: bool,
+    /// The cluster's own source is.
+    sound: bool,
     publish: watch::Sender<Arc<Published>>,
     published: Published,
     /// When the first change was seen that has not led to all its writes yet.
@@ -100,8 +119,7 @@ pub struct Engine {
 #[derive(Debug)]
 struct Attach {
     done: bool,
-    /// An earlier version's programs serve meanwhile: these maps should be full before they take over. Then, until sockets are looked for
-    /// whose backends went in between.
+    /// An earlier version's programs serve meanwhile: these maps should be full before they take over.
     replaces: bool,
     /// As soon as the mesh has said which.
     linked: Option<BTreeSet<ClusterId>>,
@@ -121,15 +139,15 @@ impl Engine {
         datapath: Arc<Mutex<Datapath>>,
         monitors: Arc<Monitors>,
         tally: Arc<Tally>,
-        replaces: bool,
+        start: &Start,
         hold: Hold,
     ) -> Result<(Self, watch::Receiver<Arc<Published>>), DatapathError> {
         let kernel = KernelRows::new(&lock(&datapath))?;
-        let orphans = close_orphans(Orphans::open(&lock(&datapath))?);
+        let orphans = start_orphans(Orphans::open(&lock(&datapath))?);
         let (publish, published) = watch::channel(Arc::new(Published::default()));
         let attach = Attach {
             done: false,
-            replaces,
+            replaces: start.replaces,
             linked: None,
             since: Instant::now(),
             retry_at: None,
@@ -149,6 +167,8 @@ impl Engine {
             limits_at: Instant::now(),
             orphans,
             attach,
+            unseen: start.follows,
+            sound: false,
             publish,
             published: Published::default(),
             seen: None,
@@ -230,6 +250,7 @@ impl Engine {
                     self.release_unlinked(&clusters, &mut dirty);
                     self.attach.linked = Some(clusters);
                 }
+                Event::Sound(sound) => self.sound = sound,
                 Event::Kernel(rows) => self.hear(&rows),
             }
         }
@@ -325,7 +346,7 @@ impl Engine {
         }
         let removed = self.reconciler.take_removed();
         if !removed.is_empty() {
-            self.close_orphans(removed.into())?;
+            self.look_for_orphans(removed.into())?;
         }
         if now >= self.limits_at {
             self.keep_limits_ahead(now);
@@ -340,9 +361,9 @@ impl Engine {
         }
         let attach_due = if progress.idle {
             self.tell_tiers();
-            if self.may_miss_removals() {
-                self.attach.replaces = false;
-                self.close_orphans(Removed::ANYWHERE)?;
+            if self.unseen && now >= self.attach.since + UNSEEN_WAIT && self.is_whole() {
+                self.unseen = false;
+                self.look_for_orphans(Removed::ANYWHERE)?;
             }
             self.attach_if_due(now)
         } else {
@@ -394,16 +415,18 @@ impl Engine {
         self.published.ports = self.ports.index.clone();
     }
 
-    fn close_orphans(&self, removed: Removed) -> Result<(), EngineError> {
+    fn look_for_orphans(&self, removed: Removed) -> Result<(), EngineError> {
         let sent = self.orphans.send(removed);
         sent.map_err(|_| EngineError::OrphansEnded)
     }
 
-    /// These maps took others' place, hold all that they should, and never held what was removed in between.
-    fn may_miss_removals(&self) -> bool {
-        let attach = &self.attach;
-        let whole = || self.mesh_told() && self.reconciler.faults().next().is_none();
-        attach.replaces && attach.done && whole()
+    /// These maps serve, and hold all that there is: what they do not hold is gone.
+    fn is_whole(&self) -> bool {
+        let counts = self.reconciler.counts();
+        self.attach.done
+            && self.sound
+            && self.mesh_told()
+            && (counts.pending, counts.failing) == (0, 0)
     }
 
     /// Clusters that the maps still hold backends of, on trust, and that nobody is linked with any more.
@@ -453,6 +476,12 @@ impl Engine {
         match result {
             Ok(()) => {
                 info!("programs attached");
+                if self.unseen {
+                    info!(
+                        "UDP sockets of backends that went meanwhile are looked for when all is told, by the files and by every peer, \
+                         and nothing fails"
+                    );
+                }
                 self.attach.done = true;
                 self.attach.retry_at = None;
                 self.attach.hold = None;

@@ -142,7 +142,7 @@ pub struct BackendHealth {
     /// Connects that failed there since it last returned, as far as this agent was told; else since it has its row.
     #[prost(message, optional, tag = "5")]
     pub failures: ::core::option::Option<FailureCounts>,
-    /// Clients, as health tells them apart, that it failed twice: to them it is closed for now.
+    /// Clients, as health tells them apart, to which alone it is closed for now: it failed them.
     #[prost(uint32, tag = "6")]
     pub closed_clients: u32,
 }
@@ -764,7 +764,7 @@ pub struct LbBackend {
     /// Its row of `backend_failures`, counts of this life.
     #[prost(message, optional, tag = "11")]
     pub failures: ::core::option::Option<FailureCounts>,
-    /// What counts against it since the last verified success.
+    /// What counts against it since the last verified success; 0 while it is out.
     #[prost(uint32, tag = "12")]
     pub score: u32,
     /// Clients whose failures make up the score.

@@ -34,7 +34,11 @@ fn compile(tree: &Tree, pair: &Pair, log: bool) -> Result<u64> {
     // Cargo puts an earlier build back with the time that it had: by that nobody would see that it is another one now.
     let object = tree.object();
     if fs::read(&object).ok().as_ref() != Some(&built) {
-        fs::write(&object, &built).with_context(|| format!("writing {}", object.display()))?;
+        // Whole at once, for a build beside this one.
+        let next = object.with_extension("next");
+        fs::write(&next, &built)
+            .and_then(|()| fs::rename(&next, &object))
+            .with_context(|| format!("writing {}", object.display()))?;
     }
     Ok(built.len() as u64)
 }

@@ -98,7 +98,12 @@ impl Orphans {
     /// # Errors
     /// [`OrphanError`]. What could be closed is closed.
     pub fn close(&self, removed: &Removed) -> Result<Closed, OrphanError> {
-        let wanted = self.find(removed)?;
+        let mut wanted = self.find(removed)?;
+        if removed.any && !wanted.is_empty() {
+            // A backend that was given another id while they were read is nowhere for that moment.
+            let again = self.find(removed)?;
+            wanted.retain(|cookie, place| again.get(cookie) == Some(place));
+        }
         let records = wanted.len();
         let closed = if wanted.is_empty() {
             0

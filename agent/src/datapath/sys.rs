@@ -425,3 +425,13 @@ pub fn clock() -> u64 {
     assert!(result == 0, "every Linux has this clock");
     now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }
+
+/// Has all threads allocate from one heap: by default glibc has one for each thread, and what one reads, parses and sends to
+/// another leaves holes in all of them. With many services that was a seventh of the agent's memory.
+pub fn share_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it changes a setting of the allocator, while this is the only thread. Refused, it stays as it was.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}

@@ -48,6 +48,7 @@ impl Ports {
         for name in std::mem::take(&mut self.touched) {
             let row = rows.group(&name).service(Owner::Local);
             let affinity = row.map(|row| row.affinity).unwrap_or_default();
+            let settled = reconciler.is_settled(&name);
             let mut before = self.known.remove(&name).unwrap_or_default();
             let mut now = Vec::new();
             for (index, key, first) in reconciler.ports(&name) {
@@ -56,6 +57,8 @@ impl Ports {
                     match before.iter().position(|known| known.port.key == *key) {
                         Some(place) => {
                             let known = before.swap_remove(place);
+                            // A ring that is not as it should be yet has tiers of before.
+                            let tier = if settled { tier } else { known.tier };
                             if known.tier != tier {
                                 moved.push(Moved {
                                     port: known.port.clone(),
@@ -80,7 +83,7 @@ impl Ports {
             for known in &now {
                 self.index.insert(known.index, known.port.clone());
             }
-            if !reconciler.is_settled(&name) {
+            if !settled {
                 self.touched.insert(name.clone());
             }
             if !now.is_empty() {

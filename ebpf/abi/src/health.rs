@@ -213,8 +213,8 @@ pub struct BackendFailuresRow {
 }
 
 impl BackendFailuresRow {
-    /// In ticks: when a backend that is ejected, or on trial, was ejected first. None if a failure that was on its way then has
-    /// overwritten it.
+    /// In ticks: when a backend that is ejected, or on trial, was ejected first. None if that is not known: a program that ejected it
+    /// on another CPU has not noted it yet, or a success that was seen just then has overwritten it.
     #[must_use]
     pub const fn out_since(&self) -> Option<u64> {
         if self.run != 0 && self.run <= MARKS {

@@ -33,7 +33,7 @@ pub use settings::{CIDRS_MAX, Cidr4, Cidr6, ClientWord, Counter, Refusal, Settin
 pub use socket::{SOCKET_SLOTS, SOCKET_VERSION, SocketRow, SpillKey, socket_slot, socket_tag};
 
 /// Names a layout of all maps but `sockets`, `sockets_spilled` and `flows`. Any change to a key, a value or a meaning in this
-/// crate raises it; an agent adopts maps of its own version only, and fills new ones beside those of another.
+/// crate raises it, unless programs and agents of before would do the same by it and only show it otherwise; an agent adopts maps of its own version only, and fills new ones beside those of another.
 pub const ABI_VERSION: u32 = 5;
 
 /// How often a draw that met a slot of another service starts again from the ring. Such a slot is seen only by a program

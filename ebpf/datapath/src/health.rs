@@ -86,10 +86,14 @@ pub const fn has_vote(standing: u64, bit: u64) -> bool {
     standing == 0 || standing & bit != 0
 }
 
-/// `run` with another failure: the score in the top byte, capped, and the client's bit.
+/// `run` with another failure: the score in the top byte, capped, and the client's bit. What has no score is the time of an ejection, and
+/// stays: the failure was on its way then.
 #[inline(always)]
 #[must_use]
 pub const fn add_failure(run: u64, bit: u64, weight: u64) -> u64 {
+    if run != 0 && run <= MARKS {
+        return run;
+    }
     let score = (run >> MARKS.count_ones()) + weight;
     let score = if score > 0xff { 0xff } else { score };
     score << MARKS.count_ones() | (run | bit) & MARKS
@@ -190,6 +194,18 @@ mod tests {
         failures
             .iter()
             .fold(0, |run, (bit, weight)| add_failure(run, *bit, *weight))
+    }
+
+    #[test]
+    fn an_ejection_s_time_stays_whatever_fails_then() {
+        for time in [1, 1 << 47, MARKS] {
+            for weight in [WEIGHT_FAILED, WEIGHT_UNANSWERED] {
+                let run = add_failure(time, B, weight);
+                assert_eq!(run, time);
+                assert!(!is_grave(run));
+                assert_eq!(judge_run(run, A | B), Judgement::Keep);
+            }
+        }
     }
 
     #[test]

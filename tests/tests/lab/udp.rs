@@ -2,11 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's panic is its report")]
 
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isthmus_tests::client::REFUSED;
 use isthmus_tests::flow::{Flow, Said};
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::books::{Books, Ledger, Opened, Told};
 use super::common::{
-    ALONE, PORT, SERVICE, SOON, at_least, client, collect_until, expect_all_translated,
+    ALONE, PORT, SERVICE, SOON, TWO_SMALL, at_least, client, collect_until, expect_all_translated,
     named_service, running, service,
 };
 use super::long::LongFlows;
@@ -241,14 +242,63 @@ fn a_connected_socket_whose_backend_went_with_the_maps_is_closed() {
     node.kill_agent().unwrap();
     pods[0].withdraw().unwrap();
     node.start_agent(&["--lb-backends-max", "4096"]).unwrap();
-    for (flow, address, before) in &mut flows {
-        if *before == 0 {
-            wait_for("its socket is closed", SOON, || Ok(flow.ask()?.err())).unwrap();
-        } else {
-            assert_eq!(which(&pods, &answered(flow, *address)), *before);
-        }
+    let (gone, kept): (Vec<_>, Vec<_>) = flows.into_iter().partition(|(_, _, at)| *at == 0);
+    assert!(!gone.is_empty() && !kept.is_empty());
+    for (mut flow, ..) in gone {
+        wait_for("its socket is closed", SOON, || Ok(flow.ask()?.err())).unwrap();
+    }
+    for (mut flow, address, before) in kept {
+        assert_eq!(which(&pods, &answered(&mut flow, address)), before);
     }
     expect_all_translated(&lab);
+}
+
+/// The next agent's maps begin without the backends of a cluster that its mesh server, which is dead, has not told of: they are not gone
+/// for that.
+#[test]
+fn a_connected_socket_whose_cluster_is_not_heard_of_stays() {
+    const FLOWS: u64 = 20;
+    const WATCHED: Duration = Duration::from_secs(2);
+    let lab = running("unheard", TWO_SMALL);
+    let node = lab.node("east-1").unwrap();
+    let east = lab.cluster("east").unwrap();
+    let address = addresses(&lab)[0];
+    let pod = lab.pod("east/client").unwrap();
+    let flows = (0..FLOWS).map(|_| {
+        let mut flow = pod.flow(address, true).unwrap();
+        let server = answered(&mut flow, address).answer;
+        (flow, server)
+    });
+    let mut flows: Vec<(Flow, String)> = flows.collect();
+    assert!(flows.iter().any(|(_, server)| server.contains("west")));
+    let mut all_stay = |why: &str| {
+        let begun = Instant::now();
+        while begun.elapsed() < WATCHED {
+            for (flow, server) in &mut flows {
+                assert_eq!(answered(flow, address).answer, *server, "{why}");
+            }
+        }
+    };
+    node.kill_agent().unwrap();
+    east.kill_mesh().unwrap();
+    std::fs::remove_dir_all(node.plan().dir().join("agent-state")).unwrap();
+    let programs = node.kernel_programs().unwrap();
+    node.spawn_agent(&["--lb-backends-max", "4096"]).unwrap();
+    wait_for("the next agent's programs serve", SOON, || {
+        Ok((node.kernel_programs()? != programs).then_some(()))
+    })
+    .unwrap();
+    all_stay("without a word of the other cluster");
+    let frontend = node.frontend(SERVICE, PORT, false).unwrap();
+    assert_eq!(
+        frontend.serving(),
+        1,
+        "the next agent knows it: {frontend:?}"
+    );
+    east.start_mesh(&[]).unwrap();
+    node.wait_frontend(SERVICE, PORT, "has both", |f| f.serving() == 2)
+        .unwrap();
+    all_stay("with both clusters' backends");
 }
 
 #[test]
@@ -308,6 +358,7 @@ const DNS: u16 = 53;
 const NAMES: u64 = 50;
 const RESOLVES_TO: [u8; 4] = [192, 0, 2, 7];
 
+/// As each of its ways of asking goes: over both families, by datagrams and by TCP.
 #[test]
 fn the_system_s_resolver_asks_a_service() {
     let lab = running("dns", ALONE);
@@ -316,55 +367,71 @@ fn the_system_s_resolver_asks_a_service() {
     let object = named_service("dns", DNS, DNS, &[]);
     manifests.write_objects("dns.yaml", &[object]).unwrap();
     let node = lab.node("east-1").unwrap();
-    let (_, frontend) = node
-        .wait_frontend("production/dns", DNS, "has both", |f| f.serving() == 2)
+    node.wait_frontend("production/dns", DNS, "has both", |f| f.serving() == 2)
         .unwrap();
-    // Of both families' UDP frontends.
-    let connects = || -> u64 {
-        let all = node.frontends_of("production/dns", DNS).unwrap();
-        let udp = all.iter().filter(|f| f.protocol == "UDP");
-        let counts = udp.flat_map(|f| f.backends.iter().filter_map(|b| b.connects));
-        counts.sum()
-    };
-    let before = connects();
-    // Its own /etc, whatever the host's says of names.
+    for v6 in [false, true] {
+        for (protocol, option) in [("UDP", "attempts:1"), ("TCP", "use-vc")] {
+            let connects = || -> u64 {
+                let all = node.frontends_of("production/dns", DNS).unwrap();
+                let ours =
+                    |f: &&Frontend| f.protocol == protocol && f.address.unwrap().is_ipv6() == v6;
+                let counts = all.iter().filter(ours).flat_map(|f| &f.backends);
+                counts.filter_map(|backend| backend.connects).sum()
+            };
+            let server = node.frontend("production/dns", DNS, v6).unwrap();
+            let server = server.target().unwrap().ip();
+            let (before, queries) = (connects(), queries(&answered));
+            resolve(&lab, &format!("nameserver {server}\noptions {option}\n"));
+            let (connects, queries) = (connects() - before, since(&answered, &queries));
+            let told = format!("{server} by {protocol}: {connects} connects, {queries:?}");
+            // Each query is a socket of its own.
+            assert_eq!(queries.iter().sum::<u64>(), connects, "{told}");
+            assert!(
+                connects >= NAMES && queries.iter().all(|n| *n > 0),
+                "{told}"
+            );
+        }
+    }
+    expect_all_translated(&lab);
+}
+
+fn queries(answered: &[Arc<AtomicU64>; 2]) -> [u64; 2] {
+    answered
+        .each_ref()
+        .map(|count| count.load(Ordering::Relaxed))
+}
+
+fn since(answered: &[Arc<AtomicU64>; 2], before: &[u64; 2]) -> [u64; 2] {
+    let now = queries(answered);
+    [now[0] - before[0], now[1] - before[1]]
+}
+
+/// Has the client's C library look for names, by a `resolv.conf` of its own, whatever the host's says.
+fn resolve(lab: &Lab, resolv: &str) {
     let etc = tempfile::tempdir().unwrap();
-    let server = frontend.target().unwrap().ip();
-    let resolv = format!("nameserver {server}\noptions attempts:1\n");
     std::fs::write(etc.path().join("resolv.conf"), resolv).unwrap();
     std::fs::write(etc.path().join("nsswitch.conf"), "hosts: dns\n").unwrap();
     let script = format!(
         "mount --bind {} /etc && for i in $(seq {NAMES}); do getent ahostsv4 name-$i.example || exit 1; done",
         etc.path().display()
     );
-    let mut command: Command = lab
-        .pod("east/client")
-        .unwrap()
-        .command("/usr/bin/unshare")
-        .unwrap();
+    let pod = lab.pod("east/client").unwrap();
+    let mut command: Command = pod.command("/usr/bin/unshare").unwrap();
     let output = command
         .args(["--mount", "sh", "-c", &script])
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}{output:?}");
+    assert!(output.status.success(), "{resolv}{said}{output:?}");
     let found = said.lines().filter(|line| line.starts_with("192.0.2.7 "));
-    assert!(found.count() as u64 >= NAMES, "{said}");
-    // A query is a socket of its own.
-    let queries: Vec<u64> = answered.iter().map(|a| a.load(Ordering::Relaxed)).collect();
-    assert_eq!(queries.iter().sum::<u64>(), connects() - before);
-    assert!(queries.iter().all(|n| *n > 0), "{queries:?}");
-    assert!(queries.iter().sum::<u64>() >= NAMES, "{queries:?}");
-    expect_all_translated(&lab);
+    assert!(found.count() as u64 >= NAMES, "{resolv}{said}");
 }
 
 /// A name server that knows one address for every name, and no other record. Gives how many queries it has answered.
 fn answer_queries(pod: &Pod<'_>) -> Arc<AtomicU64> {
-    let socket = pod
-        .netns()
-        .run(|| UdpSocket::bind(("0.0.0.0", DNS)))
-        .unwrap()
-        .unwrap();
+    let any = (Ipv6Addr::UNSPECIFIED, DNS);
+    let bind = || Ok::<_, std::io::Error>((UdpSocket::bind(any)?, TcpListener::bind(any)?));
+    let (socket, listener) = pod.netns().run(bind).unwrap().unwrap();
     let answered = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&answered);
     std::thread::spawn(move || {
@@ -377,7 +444,31 @@ fn answer_queries(pod: &Pod<'_>) -> Arc<AtomicU64> {
             }
         }
     });
+    let count = Arc::clone(&answered);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            // As above.
+            let _ = answer_stream(&mut stream, &count);
+        }
+    });
     answered
+}
+
+/// RFC 1035, 4.2.2: each message behind its length.
+fn answer_stream(stream: &mut TcpStream, count: &AtomicU64) -> std::io::Result<()> {
+    loop {
+        let mut len = [0; 2];
+        stream.read_exact(&mut len)?;
+        let mut query = vec![0; u16::from_be_bytes(len).into()];
+        stream.read_exact(&mut query)?;
+        let Some(answer) = answer(&query) else {
+            return Ok(());
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        let mut message = u16::try_from(answer.len()).unwrap().to_be_bytes().to_vec();
+        message.extend(answer);
+        stream.write_all(&message)?;
+    }
 }
 
 /// RFC 1035, 4.1: the question comes back, and for type A one record after it.

@@ -31,6 +31,8 @@ pub const SERVICE_PORT: u16 = 80;
 const BACKEND4: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
 const BACKEND6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xb, 0, 0, 0, 0, 0, 1);
 
+/// The kernel's own (tcp(7)): a row may have set another.
+const SYN_RETRIES: &str = "6";
 const CGROUP_PREFIX: &str = "isthmus-rows-";
 const PIN_PREFIX: &str = "rows-";
 
@@ -184,6 +186,7 @@ impl World {
             self.start(|_| ())?;
         }
         self.generation += 1;
+        fs::write("/proc/sys/net/ipv4/tcp_syn_retries", SYN_RETRIES)?;
         self.clear()?;
         let (b4, b6) = (self.backend4, self.backend6);
         self.service(TCP4, SERVICE4.into(), Protocol::Tcp, &[b4])?;

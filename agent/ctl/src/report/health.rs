@@ -18,7 +18,7 @@ pub struct Health {
     pub doublings: u32,
     /// Connects that failed since it last returned, as far as the agent knows.
     pub failures: Failures,
-    /// Clients that it failed twice: to them it is closed for now.
+    /// Clients to which alone it is closed for now: it failed them.
     pub closed_clients: u32,
 }
 
@@ -177,7 +177,7 @@ mod tests {
             ),
             (
                 text(Trial, Some(5.0), Some(0.1), [3, 0, 0, 0]),
-                "ejected 5.0s: refused x3, on trial",
+                "ejected 5s: refused x3, on trial",
             ),
             (text(Trial, None, Some(0.1), [0; 4]), "ejected: on trial"),
             (

@@ -118,7 +118,7 @@ pub struct BackendHealth {
     pub client: Option<u32>,
     /// Of this life.
     pub failures: Failures,
-    /// What counts against it since the last verified success; 15 eject.
+    /// What counts against it since the last verified success; 15 eject. 0 while it is out.
     pub score: u32,
     /// Clients whose failures make up the score.
     pub accusers: u32,

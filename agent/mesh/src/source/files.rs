@@ -71,6 +71,12 @@ impl SourceStatus {
             unreadable: None,
         }
     }
+
+    /// All that there is was read, and nothing is wrong with it.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.complete && self.problems.is_empty() && self.unreadable.is_none()
+    }
 }
 
 /// Updates that wait for their reader; then the watcher waits, and gives the rest as one.

@@ -302,8 +302,8 @@ fn spill_own(owner: &Owner, address: &[u32; 4], port: u32, picked: &Picked) -> u
 /// Drops what the socket remembers, if anything: its new peer is nobody's backend by us. A later subflow of MPTCP takes
 /// nothing from the connection that it joins.
 ///
-/// Most sockets that come here never were a service's: those pay for a look at one row, and for no helper. Of datagram sockets that
-/// row is mostly cold, since the kernel gives their memory back late; but who has no cookie yet was never remembered.
+/// Most sockets that come here never were a service's. Those of TCP pay for a look at one row, and for no helper. Of datagram sockets
+/// that row is mostly cold, since the kernel gives their memory back late; but who has no cookie yet was never remembered.
 #[inline(always)]
 pub fn forget(ctx: &SockAddrContext, protocol: u16, address: [u32; 4], port: NetPort) {
     let socket = of_context(ctx);

@@ -46,8 +46,9 @@ const ROUND_EVENTS: usize = 256;
 const FAULTS_MAX: usize = 100;
 /// How long programs of an earlier version go on serving while the mesh's rows for the new maps have not come.
 const REPLACE_WAIT: Duration = Duration::from_secs(5);
-/// How long after the start it is taken for certain that what is nowhere is gone: files may be half written at first.
-const UNSEEN_WAIT: Duration = Duration::from_secs(5);
+/// How long after the start it is taken for certain that what is nowhere is gone: files may be half written at first, and be read
+/// again five seconds later.
+const UNSEEN_WAIT: Duration = Duration::from_secs(8);
 /// How soon a refused attachment is tried again.
 const ATTACH_RETRY: Duration = Duration::from_secs(5);
 

@@ -34,8 +34,8 @@ fn compile(tree: &Tree, pair: &Pair, log: bool) -> Result<u64> {
     // Cargo puts an earlier build back with the time that it had: by that nobody would see that it is another one now.
     let object = tree.object();
     if fs::read(&object).ok().as_ref() != Some(&built) {
-        // Whole at once, for a build beside this one.
-        let next = object.with_extension("next");
+        // Whole at once, for builds beside this one.
+        let next = object.with_extension(std::process::id().to_string());
         fs::write(&next, &built)
             .and_then(|()| fs::rename(&next, &object))
             .with_context(|| format!("writing {}", object.display()))?;

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use isthmus_core::manifest::ManifestOptions;
-use isthmus_core::model::{Batch, Problem};
+use isthmus_core::model::{Batch, Problem, ProblemKind};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -72,10 +72,13 @@ impl SourceStatus {
         }
     }
 
-    /// All that there is was read, and nothing is wrong with it.
+    /// All that there is was read, and nothing is wrong with it. What this version does not do makes no difference.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.complete && self.problems.is_empty() && self.unreadable.is_none()
+        let mut kinds = self.problems.iter().map(|(problem, _)| problem.kind);
+        self.complete
+            && self.unreadable.is_none()
+            && kinds.all(|kind| kind == ProblemKind::NotHandled)
     }
 }
 

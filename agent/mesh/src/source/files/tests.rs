@@ -458,3 +458,29 @@ async fn a_storm_of_changes_ends_in_what_is_there() {
     }
     watched.until(|watched| watched.services == wanted).await;
 }
+
+#[test]
+fn a_source_is_sound_once_all_of_it_is_read_whatever_is_not_done_for_it() {
+    let mut status = SourceStatus::new("dir:/manifests".to_owned());
+    assert!(!status.is_sound(), "not looked at yet");
+    status.complete = true;
+    assert!(status.is_sound());
+    for (kind, sound) in [
+        (ProblemKind::NotHandled, true),
+        (ProblemKind::Conflict, false),
+        (ProblemKind::Broken, false),
+    ] {
+        let problem = Problem {
+            kind,
+            place: "backend.yaml:9".to_owned(),
+            object: String::new(),
+            field: String::new(),
+            message: String::new(),
+        };
+        status.problems = [(problem, Instant::now())].into();
+        assert_eq!(status.is_sound(), sound, "{kind:?}");
+    }
+    status.problems = Arc::default();
+    status.unreadable = Some(("it is gone".to_owned(), Instant::now()));
+    assert!(!status.is_sound(), "not to be read now");
+}

@@ -2,6 +2,7 @@
 //!
 //! It takes what has come, derives, and writes, in rounds; it never waits for a source, a peer or a grace period.
 
+mod attach;
 mod grace;
 mod kernel;
 mod ports;
@@ -23,7 +24,6 @@ use isthmus_core::store::{Dirty, Owner, PeerState, Store};
 use isthmus_mesh::http::Hold;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 use crate::datapath::{
     Datapath, DatapathError, Orphans, Removed, clock, grace_period, start_orphans,
@@ -31,10 +31,12 @@ use crate::datapath::{
 use crate::events::{Happening, Monitors, Now, What, understand};
 use crate::tally::Tally;
 
+pub use attach::Start;
 pub use grace::{EngineError, NoGrace};
 pub use ports::PortIndex;
 pub use published::{Forgiven, Published};
 
+use attach::Attach;
 use kernel::KernelRows;
 use ports::Ports;
 
@@ -44,13 +46,6 @@ const ROUND_WRITES: u32 = 4096;
 const ROUND_EVENTS: usize = 256;
 /// Failing pieces of work that are shown; the rest is counted.
 const FAULTS_MAX: usize = 100;
-/// How long programs of an earlier version go on serving while the mesh's rows for the new maps have not come.
-const REPLACE_WAIT: Duration = Duration::from_secs(5);
-/// How long after the start it is taken for certain that what is nowhere is gone: files may be half written at first, and be read
-/// again five seconds later.
-const UNSEEN_WAIT: Duration = Duration::from_secs(8);
-/// How soon a refused attachment is tried again.
-const ATTACH_RETRY: Duration = Duration::from_secs(5);
 
 /// How often what programs ejected is looked at, if nobody tells.
 const LIMITS_EVERY: Duration = Duration::from_secs(1);
@@ -77,17 +72,6 @@ pub enum Event {
     Kernel(Vec<EventRow>),
 }
 
-/// What an agent finds when it starts.
-#[derive(Clone, Copy, Debug)]
-pub struct Start {
-    /// Programs of an earlier agent serve these maps.
-    pub serving: bool,
-    /// Programs of an earlier version serve other maps.
-    pub replaces: bool,
-    /// Programs of an earlier agent are linked, over whichever maps.
-    pub follows: bool,
-}
-
 /// What the engine is made of.
 #[derive(Debug)]
 pub struct Engine {
@@ -108,25 +92,12 @@ pub struct Engine {
     attach: Attach,
     /// Sockets may be connected to backends that went when no agent saw it, and are to be looked for.
     unseen: bool,
-    /// The cluster's own source is.
+    /// What the cluster's own source said last: see [`Event::Sound`].
     sound: bool,
     publish: watch::Sender<Arc<Published>>,
     published: Published,
     /// When the first change was seen that has not led to all its writes yet.
     seen: Option<Instant>,
-}
-
-/// How far the programs are from serving these maps.
-#[derive(Debug)]
-struct Attach {
-    done: bool,
-    /// An earlier version's programs serve meanwhile: these maps should be full before they take over.
-    replaces: bool,
-    /// As soon as the mesh has said which.
-    linked: Option<BTreeSet<ClusterId>>,
-    since: Instant,
-    retry_at: Option<Instant>,
-    hold: Option<Hold>,
 }
 
 impl Engine {
@@ -146,14 +117,6 @@ impl Engine {
         let kernel = KernelRows::new(&lock(&datapath))?;
         let orphans = start_orphans(Orphans::open(&lock(&datapath))?);
         let (publish, published) = watch::channel(Arc::new(Published::default()));
-        let attach = Attach {
-            done: false,
-            replaces: start.replaces,
-            linked: None,
-            since: Instant::now(),
-            retry_at: None,
-            hold: Some(hold),
-        };
         let engine = Self {
             cluster: here.cluster,
             node: here.node.to_owned(),
@@ -167,7 +130,7 @@ impl Engine {
             ports: Ports::default(),
             limits_at: Instant::now(),
             orphans,
-            attach,
+            attach: Attach::new(start, hold),
             unseen: start.follows,
             sound: false,
             publish,
@@ -362,7 +325,7 @@ impl Engine {
         }
         let attach_due = if progress.idle {
             self.tell_tiers();
-            if self.unseen && now >= self.attach.since + UNSEEN_WAIT && self.is_whole() {
+            if self.unseen && self.is_whole(now) {
                 self.unseen = false;
                 self.look_for_orphans(Removed::ANYWHERE)?;
             }
@@ -421,15 +384,6 @@ impl Engine {
         sent.map_err(|_| EngineError::OrphansEnded)
     }
 
-    /// These maps serve, and hold all that there is: what they do not hold is gone.
-    fn is_whole(&self) -> bool {
-        let counts = self.reconciler.counts();
-        self.attach.done
-            && self.sound
-            && self.mesh_told()
-            && (counts.pending, counts.failing) == (0, 0)
-    }
-
     /// Clusters that the maps still hold backends of, on trust, and that nobody is linked with any more.
     fn release_unlinked(&self, linked: &BTreeSet<ClusterId>, dirty: &mut Dirty) {
         let held = self
@@ -441,63 +395,6 @@ impl Engine {
             .filter(|id| *id != self.cluster && !linked.contains(id))
             .map(Owner::Peer);
         dirty.released.extend(gone);
-    }
-
-    /// Whether every linked cluster's first list is complete.
-    fn mesh_told(&self) -> bool {
-        let told = |id: &ClusterId| self.store.now().has_passport(Owner::Peer(*id));
-        self.attach
-            .linked
-            .as_ref()
-            .is_some_and(|linked| linked.iter().all(told))
-    }
-
-    /// Attaches once these maps hold what they should. Returns when to look again.
-    fn attach_if_due(&mut self, now: Instant) -> Option<Instant> {
-        let attach = &self.attach;
-        if attach.done {
-            return None;
-        }
-        if !self.store.now().has_passport(Owner::Local) {
-            return None;
-        }
-        let patience = attach.since + REPLACE_WAIT;
-        if attach.replaces && !self.mesh_told() && now < patience {
-            return Some(patience);
-        }
-        if let Some(at) = attach.retry_at.filter(|at| now < *at) {
-            return Some(at);
-        }
-        self.try_attach(now);
-        self.attach.retry_at
-    }
-
-    fn try_attach(&mut self, now: Instant) {
-        let result = lock(&self.datapath).attach();
-        match result {
-            Ok(()) => {
-                info!("programs attached");
-                if self.unseen {
-                    info!(
-                        "UDP sockets of backends that went meanwhile are looked for when all is told, by the files and by every peer, \
-                         and nothing fails"
-                    );
-                }
-                self.attach.done = true;
-                self.attach.retry_at = None;
-                self.attach.hold = None;
-                self.published.attached = true;
-                self.published.attach_error = None;
-            }
-            Err(error) => {
-                warn!(%error, "programs not attached; trying again in {ATTACH_RETRY:?}");
-                self.attach.retry_at = Some(now + ATTACH_RETRY);
-                if let Some(hold) = &self.attach.hold {
-                    hold.because(error.to_string());
-                }
-                self.published.attach_error = Some(error.to_string());
-            }
-        }
     }
 }
 
